@@ -1,0 +1,5 @@
+//! Stateless workers that take prediction jobs off RabbitMQ, batch them, run ONNX models and reply.
+
+pub mod model;
+pub mod wire;
+pub mod worker;

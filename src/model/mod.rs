@@ -1,0 +1,3 @@
+//! What `models/` holds: the repository's layout, signatures and golden vectors.
+
+pub mod signature;

@@ -1,0 +1,3 @@
+//! The worker: from a queue to a confirmed reply.
+
+pub mod infer;
