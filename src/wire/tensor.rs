@@ -114,3 +114,15 @@ pub struct Tensor {
 
 #[cfg(target_endian = "big")]
 compile_error!("tensors are handed to ONNX Runtime as they lie on the wire, which is little-endian");
+
+/// Walks the elements of `BYTES` data; stops at the first one that is cut short.
+pub fn bytes_elements(data: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = data;
+    std::iter::from_fn(move || {
+        let (length, after) = rest.split_first_chunk::<4>()?;
+        let length = u32::from_le_bytes(*length) as usize;
+        let element = after.get(..length)?;
+        rest = &after[length..];
+        Some(element)
+    })
+}
