@@ -3,13 +3,13 @@
 
 A model reaches a worker in three steps, each a sub-command:
 
-1. `train`        fits the Keras model, or skips this step if you bring a `.keras` file of your own;
+1. `train`        fits the Keras model; not needed if you bring a `.keras` file of your own;
 2. `export`       initialises the ONNX file: graph, weights, golden vectors, digest;
-3. `set-weights`  adjusts an ONNX file that is already there to the weights of a Keras model with the
-                  same layers, and records its golden vectors and digest anew.
+3. `set-weights`  adjusts an ONNX file that is already there to the weights of a Keras model with
+                  the same layers, and records its golden vectors and digest anew.
 
-`all`, the default, does 1 and 2 for both models and proves step 3: weights set into the export of an
-untrained model must give, byte for byte, the export of the trained one.
+`all`, the default, does 1 and 2 for both models and proves step 3: weights set into the export of
+an untrained model must give, byte for byte, the export of the trained one.
 
 Nothing at run time needs this script: its results are committed. Set it up from the root of the
 checkout, with CPython 3.11 on linux x86_64:
@@ -24,9 +24,9 @@ import hashlib
 import json
 import os
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
 
 # Read by Keras when it is imported. JAX is the smallest of its backends; which one trains does not
 # matter here, because the weights are read through Keras.
@@ -51,19 +51,19 @@ SEED = 1
 EPOCHS = 10
 GOLDEN_ROWS = 16
 
-# Opset 13 is the first whose Softmax works along one axis, and all that these layers need; IR version
-# 7 is its contemporary. Checked to load in ONNX Runtime 1.17 and 1.28.
+# Opset 13 is the first whose Softmax works along one axis, and all that these layers need; IR
+# version 7 is its contemporary. Checked to load in ONNX Runtime 1.17 and 1.28.
 OPSET = 13
 IR_VERSION = 7
 
 # Absolute and relative. Keras and ONNX Runtime both compute in float32 but sum in different orders:
-# over 1,000 terms that costs about 1e-6 in a logit of size 10, and Softmax does not enlarge it. On the
-# machine that made the committed files the largest difference was 3e-7. The rest is room for other
-# CPUs and batch sizes, whose kernels differ in the last bits; TF32 on a GPU needs more than this.
+# over 1,000 terms that costs about 1e-6 in a logit of size 10, and Softmax does not enlarge it. On
+# the machine that made the committed files the largest difference was 3e-7. The rest is room for
+# other CPUs and batch sizes, whose kernels differ in the last bits; TF32 on a GPU needs more.
 TOLERANCE = np.array([1e-5, 1e-5], dtype=np.float64)
 
-# Least difference between two golden rows, in some output: a thousand times the tolerance, so that a
-# reply that carries a neighbour's row is noticed.
+# Least difference between two golden rows, in some output: a thousand times the tolerance, so that
+# a reply that carries a neighbour's row is noticed.
 ROWS_APART = 0.01
 
 
@@ -123,7 +123,7 @@ def handwritten_digits() -> Examples:
 
 RECIPES = {
     # The reference model of the benchmarks: 1000 -> 512 -> 10. Its data is made up, so its accuracy
-    # only has to show that it learned; the nearest true centre, the best possible rule, reaches 0.977.
+    # only has to show that it learned; the best possible rule, the nearest true centre, has 0.977.
     "dense": Recipe(
         centres_with_noise, hidden=512, rows_per_step=128, learning_rate=1e-3, accuracy_min=0.90
     ),
@@ -179,9 +179,9 @@ def accuracy_of(model: Model, examples: Examples) -> float:
 
 # --- Step 2: export -------------------------------------------------------------------------------
 
-# Keras's own exporter is a detour through TensorFlow or PyTorch, each many times the size of what is
-# installed here, and names the weights as it likes. A chain of Dense layers is a dozen lines, and
-# naming the weights after their layers is what lets step 3 find them again.
+# Keras's own exporter needs TensorFlow or PyTorch, and names the weights as it likes. A chain of
+# Dense layers takes a few lines, and naming the weights after their layers is what lets step 3 find
+# them again.
 
 ACTIVATIONS = {"linear": None, "relu": "Relu", "softmax": "Softmax"}
 
@@ -280,8 +280,8 @@ def write_version(name: str, version: int, onnx_model: onnx.ModelProto, model: M
 def golden_rows(model: Model, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
     """Input rows with Keras's answers, no two of them alike.
 
-    Taken in turns from held-out rows and from the mean of two of them: between two rows the model is
-    undecided, so that all its outputs count and not only one.
+    Taken in turns from held-out rows and from the mean of two of them: between two rows the model
+    is undecided, so that all its outputs count and not only one.
     """
     rows = examples.test_inputs[:200]
     means = (rows + np.roll(rows, 1, axis=0)) / 2
@@ -293,6 +293,8 @@ def golden_rows(model: Model, examples: Examples) -> tuple[np.ndarray, np.ndarra
         if all(np.abs(output - outputs[other]).max() > ROWS_APART for other in chosen):
             chosen.append(row)
     chosen = chosen[:GOLDEN_ROWS]
+    if len(chosen) < GOLDEN_ROWS:
+        raise SystemExit(f"only {len(chosen)} of {GOLDEN_ROWS} golden rows differ enough")
     return inputs[chosen], outputs[chosen]
 
 
