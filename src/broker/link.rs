@@ -1,0 +1,176 @@
+//! A connection that is kept up: reconnects with full jitter and tells its users of every new one.
+//!
+//! Users take the connection of the moment, work on it until it fails, and come back for the next. What they had in
+//! hand belongs to the old one and is never settled on the new: the broker has already requeued it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lapin::{Connection, Event};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::backoff::Backoff;
+use super::connection;
+use crate::config::BrokerConfig;
+use crate::error::chain;
+use crate::telemetry::health::{Condition, Health};
+use crate::telemetry::metrics::LinkMetrics;
+
+/// What a connection is for. A memory alarm stops the publishing one entirely, so consuming has its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Consume,
+    Publish,
+}
+
+impl Role {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Consume => "consume",
+            Self::Publish => "publish",
+        }
+    }
+
+    const fn down(self) -> Condition {
+        match self {
+            Self::Consume => Condition::ConsumeConnection,
+            Self::Publish => Condition::PublishConnection,
+        }
+    }
+}
+
+/// A user's end: the connection of the moment.
+#[derive(Clone)]
+pub struct Link {
+    live: watch::Receiver<Option<Arc<Connection>>>,
+}
+
+impl Link {
+    /// Waits until there is a connection that works; `None` once the link was closed for good.
+    pub async fn connection(&mut self) -> Option<Arc<Connection>> {
+        let usable = |live: &Option<Arc<Connection>>| live.as_ref().is_some_and(|c| c.status().connected());
+        loop {
+            if let Some(connection) = self.live.borrow_and_update().clone()
+                && connection.status().connected()
+            {
+                return Some(connection);
+            }
+            self.live.wait_for(usable).await.ok()?;
+        }
+    }
+}
+
+/// Keeps one connection up until `closed` fires, then closes it.
+pub struct Supervisor {
+    pub role: Role,
+    pub config: BrokerConfig,
+    /// The worker's name; the broker shows it with the role behind it.
+    pub name: String,
+    pub health: Health,
+    pub metrics: LinkMetrics,
+    pub closed: CancellationToken,
+}
+
+impl Supervisor {
+    /// Starts the supervisor and returns its users' end.
+    pub fn spawn(self) -> (Link, tokio::task::JoinHandle<()>) {
+        let (live, receiver) = watch::channel(None);
+        let task = tokio::spawn(self.run(live));
+        (Link { live: receiver }, task)
+    }
+
+    async fn run(self, live: watch::Sender<Option<Arc<Connection>>>) {
+        let mut backoff = Backoff::new(self.config.reconnect_max);
+        let name = format!("{} {}", self.name, self.role.name());
+        self.health.set(self.role.down(), "connecting to the broker");
+        while !self.closed.is_cancelled() {
+            let connected = tokio::select! {
+                connected = connection::connect(&self.config, &name) => connected,
+                () = self.closed.cancelled() => return,
+            };
+            match connected {
+                Ok(connection) => {
+                    let since = tokio::time::Instant::now();
+                    self.serve(Arc::new(connection), &live).await;
+                    if since.elapsed() > STABLE {
+                        backoff.reset();
+                    }
+                }
+                Err(error) => {
+                    self.metrics.failures.inc();
+                    let reason = chain(&error);
+                    self.health.set(self.role.down(), &reason);
+                    warn!(connection = self.role.name(), "{reason}; trying again");
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next(fastrand::f64())) => {}
+                () = self.closed.cancelled() => return,
+            }
+        }
+    }
+
+    async fn serve(&self, connection: Arc<Connection>, live: &watch::Sender<Option<Arc<Connection>>>) {
+        let mut events = Box::pin(connection.events_listener());
+        self.health.clear(self.role.down());
+        self.metrics.connects.inc();
+        self.metrics.up.set(1);
+        info!(connection = self.role.name(), "connected to the broker");
+        live.send_replace(Some(connection.clone()));
+        let reason = tokio::select! {
+            reason = self.watch(&connection, &mut events) => Some(reason),
+            () = self.closed.cancelled() => None,
+        };
+        live.send_replace(None);
+        self.metrics.up.set(0);
+        self.health.clear(Condition::Blocked(self.role.name()));
+        match reason {
+            Some(reason) => {
+                self.health.set(self.role.down(), &reason);
+                warn!(connection = self.role.name(), "lost the broker: {reason}");
+            }
+            None => close(&connection).await,
+        }
+    }
+
+    /// Returns why the connection ended.
+    async fn watch(&self, connection: &Connection, events: &mut (impl futures_util::Stream<Item = Event> + Unpin)) -> String {
+        let blocked = Condition::Blocked(self.role.name());
+        let mut said = None;
+        while connection.status().connected() {
+            // Some ends come without an event, so the status is looked at from time to time.
+            let Ok(event) = tokio::time::timeout(LOOK_AGAIN, events.next()).await else {
+                continue;
+            };
+            match event {
+                Some(Event::ConnectionBlocked(reason)) => {
+                    warn!(connection = self.role.name(), "blocked by the broker: {reason}");
+                    self.health.set(blocked, &format!("blocked by the broker: {reason}"));
+                }
+                Some(Event::ConnectionUnblocked) => {
+                    info!(connection = self.role.name(), "unblocked by the broker");
+                    self.health.clear(blocked);
+                }
+                // Also sent for a channel's error, which its user deals with.
+                Some(Event::Error(error)) => said = Some(error.to_string()),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        said.unwrap_or_else(|| "the connection was closed".to_owned())
+    }
+}
+
+async fn close(connection: &Connection) {
+    let closing = connection.close(200, "bye".into());
+    // A blocked or dead connection never says goodbye; the broker notices when the socket goes.
+    let _ = tokio::time::timeout(GOODBYE, closing).await;
+}
+
+/// A connection that lasted this long was good; the next failure is a new one.
+const STABLE: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const GOODBYE: Duration = Duration::from_secs(1);

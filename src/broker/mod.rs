@@ -1,0 +1,39 @@
+//! RabbitMQ's side: connections that are kept up, and the exchanges and queues of a model.
+
+pub mod backoff;
+pub mod connection;
+pub mod link;
+pub mod topology;
+
+use std::time::Duration;
+
+/// What of `lapin`'s failures a human needs: whose move it is, and what the broker said.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    #[error("broker.uri is not an AMQP URI: {0}")]
+    Uri(String),
+    #[error("{key} names {path}, which cannot be read")]
+    File {
+        key: &'static str,
+        path: std::path::PathBuf,
+        #[source]
+        cause: std::io::Error,
+    },
+    #[error("the broker at {address} did not answer within {limit:?}")]
+    Timeout { address: String, limit: Duration },
+    #[error("the broker at {address} refused user `{user}` on virtual host `{vhost}`: {said}")]
+    Refused {
+        address: String,
+        user: String,
+        vhost: String,
+        said: String,
+    },
+    #[error("no connection to the broker at {address}: {said}")]
+    Connect { address: String, said: String },
+    #[error("{what} cannot be used: {said}")]
+    Unusable { what: String, said: String },
+    #[error(transparent)]
+    Lapin(#[from] lapin::Error),
+    #[error("{0}")]
+    Topology(topology::Mismatch),
+}

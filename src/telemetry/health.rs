@@ -1,0 +1,99 @@
+//! Why the worker is not ready, if it is not.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+/// Something that keeps the worker from doing its work.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Condition {
+    /// Models are being loaded and checked.
+    Loading,
+    ConsumeConnection,
+    PublishConnection,
+    /// A resource alarm of the broker, on the connection of this role.
+    Blocked(&'static str),
+    /// The consumer of this model is not running.
+    Consumer(Arc<str>),
+    Draining,
+}
+
+impl Condition {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Loading => "loading",
+            Self::ConsumeConnection | Self::PublishConnection => "broker",
+            Self::Blocked(_) => "blocked",
+            Self::Consumer(_) => "queue",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// The set of conditions that hold at the moment, with their reasons; shared by everything that can hold up the work.
+#[derive(Debug, Clone)]
+pub struct Health {
+    conditions: watch::Sender<BTreeMap<Condition, String>>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            conditions: watch::Sender::new(BTreeMap::new()),
+        }
+    }
+}
+
+impl Health {
+    pub fn set(&self, condition: Condition, reason: &str) {
+        self.conditions.send_if_modified(|conditions| {
+            conditions.insert(condition, reason.to_owned()).as_deref() != Some(reason)
+        });
+    }
+
+    pub fn clear(&self, condition: Condition) {
+        self.conditions
+            .send_if_modified(|conditions| conditions.remove(&condition).is_some());
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.conditions.borrow().is_empty()
+    }
+
+    /// One line a condition, `name: reason`; empty when ready.
+    pub fn report(&self) -> String {
+        let mut text = String::new();
+        for (condition, reason) in &*self.conditions.borrow() {
+            let _ = writeln!(text, "{}: {reason}", condition.name());
+        }
+        text
+    }
+
+    /// Returns as soon as no condition holds.
+    pub async fn ready(&self) {
+        let mut conditions = self.conditions.subscribe();
+        // The sender lives in `self`, so the channel cannot close here.
+        let _ = conditions.wait_for(BTreeMap::is_empty).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_condition_must_be_cleared_before_the_worker_is_ready() {
+        let health = Health::default();
+        health.set(Condition::Loading, "loading models");
+        health.set(Condition::Blocked("publish"), "low on memory");
+
+        health.clear(Condition::Loading);
+
+        assert!(!health.is_ready());
+        assert_eq!(health.report(), "blocked: low on memory\n");
+        health.clear(Condition::Blocked("publish"));
+        assert!(health.is_ready());
+    }
+}

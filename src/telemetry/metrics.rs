@@ -1,0 +1,284 @@
+//! Every metric of the worker; the names are here and nowhere else.
+//!
+//! Labels come from closed sets. Series exist at 0 from the start, so that a query never meets an empty vector.
+
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+use crate::broker::link::Role;
+use crate::wire::status::Status;
+
+/// The registry and what is shared by all models.
+pub struct Metrics {
+    registry: Registry,
+    jobs: IntCounterVec,
+    job_seconds: HistogramVec,
+    deliveries: IntCounterVec,
+    rows: IntCounterVec,
+    batches: IntCounterVec,
+    bisected: IntCounterVec,
+    batch_rows: HistogramVec,
+    wait_seconds: HistogramVec,
+    infer_seconds: HistogramVec,
+    connection_up: IntGaugeVec,
+    connects: IntCounterVec,
+    connect_failures: IntCounterVec,
+    pub ready: IntGauge,
+    pub reply: ReplyMetrics,
+    pub receipts: ReceiptMetrics,
+}
+
+/// One model, whatever version answers.
+#[derive(Clone)]
+pub struct ModelMetrics {
+    pub deliveries: IntCounter,
+    jobs: Vec<(Status, IntCounter)>,
+    job_seconds: Histogram,
+}
+
+impl ModelMetrics {
+    /// A job got its status, `elapsed` after it was delivered.
+    pub fn answered(&self, status: Status, elapsed: Duration) {
+        if let Some((_, jobs)) = self.jobs.iter().find(|(own, _)| *own == status) {
+            jobs.inc();
+        }
+        self.job_seconds.observe(elapsed.as_secs_f64());
+    }
+}
+
+/// One version of a model.
+#[derive(Clone)]
+pub struct LaneMetrics {
+    rows: IntCounter,
+    batches: IntCounter,
+    /// Failed batches that were run again in halves.
+    pub bisected: IntCounter,
+    batch_rows: Histogram,
+    wait_seconds: Histogram,
+    infer_seconds: Histogram,
+}
+
+impl LaneMetrics {
+    pub fn ran(&self, rows: usize, infer: Duration) {
+        self.batches.inc();
+        self.rows.inc_by(rows as u64);
+        self.batch_rows.observe(rows as f64);
+        self.infer_seconds.observe(infer.as_secs_f64());
+    }
+
+    pub fn waited(&self, wait: Duration) {
+        self.wait_seconds.observe(wait.as_secs_f64());
+    }
+}
+
+/// One of the two connections.
+#[derive(Clone)]
+pub struct LinkMetrics {
+    pub up: IntGauge,
+    pub connects: IntCounter,
+    pub failures: IntCounter,
+}
+
+/// The publishing task.
+#[derive(Clone)]
+pub struct ReplyMetrics {
+    pub replied: IntCounter,
+    pub unroutable: IntCounter,
+    pub refused: IntCounter,
+    pub stale: IntCounter,
+    pub dead_lettered: IntCounter,
+    pub unconfirmed: IntGauge,
+    pub confirm_seconds: Histogram,
+}
+
+/// Receipts that nobody used.
+#[derive(Clone)]
+pub struct ReceiptMetrics {
+    pub dropped: IntCounter,
+}
+
+impl Metrics {
+    /// # Errors
+    /// Two metrics have one name, which is a mistake in this file.
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let add = Adding(&registry);
+        Ok(Self {
+            jobs: add.counters("inferq_jobs_total", "Jobs by the status they got", &["model", "code"])?,
+            job_seconds: add.histograms(
+                "inferq_job_duration_seconds",
+                "From the delivery of a job to its answer",
+                &["model"],
+                seconds(),
+            )?,
+            deliveries: add.counters("inferq_deliveries_total", "Messages taken off the queue", &["model"])?,
+            rows: add.counters("inferq_rows_total", "Rows run", LANE)?,
+            batches: add.counters("inferq_batches_total", "Batches run; rows / batches is the mean batch", LANE)?,
+            bisected: add.counters("inferq_batches_bisected_total", "Failed batches that were run in halves", LANE)?,
+            batch_rows: add.histograms("inferq_batch_rows", "Rows of a batch", LANE, powers_of_two())?,
+            wait_seconds: add.histograms(
+                "inferq_batch_wait_seconds",
+                "From the delivery of a job to the run of its batch",
+                LANE,
+                seconds(),
+            )?,
+            infer_seconds: add.histograms("inferq_infer_duration_seconds", "Run of a batch", LANE, seconds())?,
+            connection_up: add.gauges("inferq_connection_up", "Whether the connection to the broker works", ROLE)?,
+            connects: add.counters("inferq_connects_total", "Connections made to the broker", ROLE)?,
+            connect_failures: add.counters("inferq_connect_failures_total", "Connections that failed", ROLE)?,
+            ready: add.gauge("inferq_ready", "Whether /readyz says ready")?,
+            reply: ReplyMetrics {
+                replied: add.counter("inferq_replies_total", "Replies that the broker confirmed")?,
+                unroutable: add.counter("inferq_replies_unroutable_total", "Replies whose queue is gone or full")?,
+                refused: add.counter("inferq_publishes_refused_total", "Messages that the broker did not take")?,
+                stale: add.counter("inferq_answers_stale_total", "Answers to jobs of a channel that is gone")?,
+                dead_lettered: add.counter("inferq_dead_letters_total", "Dead letters that the broker confirmed")?,
+                unconfirmed: add.gauge("inferq_publishes_unconfirmed", "Messages published and not yet confirmed")?,
+                confirm_seconds: add.histogram(
+                    "inferq_confirm_duration_seconds",
+                    "From publishing a message to its confirm",
+                    seconds(),
+                )?,
+            },
+            receipts: ReceiptMetrics {
+                dropped: add.counter(
+                    "inferq_receipts_dropped_total",
+                    "Deliveries neither settled nor lost with their channel; a mistake unless the worker is stopping",
+                )?,
+            },
+            registry,
+        })
+    }
+
+    pub fn model(&self, model: &str) -> ModelMetrics {
+        ModelMetrics {
+            deliveries: self.deliveries.with_label_values(&[model]),
+            jobs: Status::ALL
+                .into_iter()
+                .map(|status| (status, self.jobs.with_label_values(&[model, status.name()])))
+                .collect(),
+            job_seconds: self.job_seconds.with_label_values(&[model]),
+        }
+    }
+
+    pub fn lane(&self, model: &str, version: &str) -> LaneMetrics {
+        let labels = &[model, version];
+        LaneMetrics {
+            rows: self.rows.with_label_values(labels),
+            batches: self.batches.with_label_values(labels),
+            bisected: self.bisected.with_label_values(labels),
+            batch_rows: self.batch_rows.with_label_values(labels),
+            wait_seconds: self.wait_seconds.with_label_values(labels),
+            infer_seconds: self.infer_seconds.with_label_values(labels),
+        }
+    }
+
+    pub fn link(&self, role: Role) -> LinkMetrics {
+        let labels = &[role.name()];
+        LinkMetrics {
+            up: self.connection_up.with_label_values(labels),
+            connects: self.connects.with_label_values(labels),
+            failures: self.connect_failures.with_label_values(labels),
+        }
+    }
+
+    /// All metrics in Prometheus' text format.
+    pub fn render(&self) -> String {
+        let mut text = Vec::new();
+        // Fails only where metrics of one family disagree, which the registry rules out.
+        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    }
+}
+
+/// Makes a metric and registers it.
+struct Adding<'a>(&'a Registry);
+
+impl Adding<'_> {
+    fn add<C: Collector + Clone + 'static>(&self, metric: prometheus::Result<C>) -> prometheus::Result<C> {
+        let metric = metric?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+        self.add(IntCounter::new(name, help))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+        self.add(IntGauge::new(name, help))
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: Vec<f64>) -> prometheus::Result<Histogram> {
+        self.add(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)))
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+        self.add(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+        self.add(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: Vec<f64>,
+    ) -> prometheus::Result<HistogramVec> {
+        self.add(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels))
+    }
+}
+
+/// 50 µs to almost 30 minutes, three a decade: a run of a small model and a day's backlog in one set.
+fn seconds() -> Vec<f64> {
+    let mut bounds = Vec::new();
+    let mut decade = 5e-5;
+    while decade < 1000.0 {
+        bounds.extend([decade, decade * 2.0, decade * 5.0]);
+        decade *= 10.0;
+    }
+    bounds
+}
+
+fn powers_of_two() -> Vec<f64> {
+    (0..=12).map(|power| f64::from(1 << power)).collect()
+}
+
+const LANE: &[&str] = &["model", "version"];
+const ROLE: &[&str] = &["connection"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn series_of_a_model_stand_at_zero_before_its_first_job() {
+        let metrics = Metrics::new().unwrap();
+        metrics.model("digits");
+        metrics.lane("digits", "1");
+
+        let text = metrics.render();
+
+        for status in Status::ALL {
+            let series = format!("inferq_jobs_total{{code=\"{}\",model=\"digits\"}} 0", status.name());
+            assert!(text.contains(&series), "{series} is missing");
+        }
+        assert!(text.contains("inferq_batch_rows_count{model=\"digits\",version=\"1\"} 0"));
+        assert!(text.contains("inferq_receipts_dropped_total 0"));
+    }
+
+    #[test]
+    fn bucket_bounds_rise() {
+        for bounds in [seconds(), powers_of_two()] {
+            assert!(bounds.windows(2).all(|pair| pair[0] < pair[1]), "{bounds:?}");
+        }
+    }
+}

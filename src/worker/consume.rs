@@ -1,0 +1,227 @@
+//! Consuming: from a model's queue to [`Job`]s, and the only stage that watches the stop token.
+//!
+//! One task a model. It opens a channel, consumes until the channel or the connection fails, and opens the next: each
+//! channel is a generation with receipts of its own.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::{FieldTable, ShortString};
+use lapin::{BasicProperties, Channel, Connection, Consumer};
+use tokio::sync::mpsc::Sender;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::decode::{self, Limits, Served};
+use super::reply::Answer;
+use super::settle::{self, Receipt, Receipts};
+use super::{Fatal, WorkerError};
+use crate::broker::backoff::Backoff;
+use crate::broker::link::Link;
+use crate::broker::topology::{self, Names};
+use crate::broker::BrokerError;
+use crate::config::{BrokerConfig, TopologyConfig};
+use crate::error::chain;
+use crate::telemetry::health::{Condition, Health};
+use crate::telemetry::metrics::ReceiptMetrics;
+
+/// One message from the broker, with the right to settle it.
+pub struct Delivery {
+    pub properties: BasicProperties,
+    pub body: Bytes,
+    pub redelivered: bool,
+    pub arrived: Instant,
+    pub receipt: Receipt,
+    /// The share of `limits.memory_bytes` that the body takes; given back when the job is settled.
+    pub memory: Option<OwnedSemaphorePermit>,
+}
+
+/// Consumes one model's queue.
+pub struct Consume {
+    pub model: Arc<Served>,
+    pub link: Link,
+    pub broker: BrokerConfig,
+    pub topology: TopologyConfig,
+    pub limits: Limits,
+    pub memory: Arc<Semaphore>,
+    pub answers: Sender<Vec<Answer>>,
+    pub health: Health,
+    pub receipts: ReceiptMetrics,
+    pub stop: CancellationToken,
+    pub fatal: Fatal,
+}
+
+/// Why a generation ended.
+enum Ended {
+    /// The stop token fired and everything that had been delivered is passed on.
+    Stopping,
+    /// The channel, its connection or its consumer is gone; the reason, in words.
+    Lost(String),
+}
+
+/// One channel with its consumer and the task that settles on it.
+struct Generation {
+    channel: Channel,
+    consumer: Consumer,
+    receipts: Receipts,
+    settling: JoinHandle<Result<(), lapin::Error>>,
+}
+
+impl Consume {
+    /// Runs until the stop token fires and every delivery taken before is settled, or the worker is lost.
+    pub async fn run(mut self) {
+        let condition = Condition::Consumer(self.model.name.clone());
+        let mut backoff = Backoff::new(self.broker.reconnect_max);
+        self.health.set(condition.clone(), "not consuming yet");
+        loop {
+            let connection = tokio::select! {
+                connection = self.link.connection() => connection,
+                () = self.stop.cancelled() => return,
+            };
+            let Some(connection) = connection else { return };
+            let reason = match self.open(&connection).await {
+                Ok(generation) => {
+                    self.health.clear(condition.clone());
+                    info!(model.name = %self.model.name, "consuming");
+                    let since = Instant::now();
+                    let ended = self.serve(generation).await;
+                    if since.elapsed() > STABLE {
+                        backoff.reset();
+                    }
+                    match ended {
+                        Ended::Stopping => return,
+                        Ended::Lost(reason) => reason,
+                    }
+                }
+                // Asking again will not change what the broker has; someone must.
+                Err(BrokerError::Topology(mismatch)) => return self.fatal.raise(WorkerError::Topology(mismatch)),
+                Err(error) => chain(&error),
+            };
+            self.health.set(condition.clone(), &reason);
+            warn!(model.name = %self.model.name, "not consuming: {reason}");
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next(fastrand::f64())) => {}
+                () = self.stop.cancelled() => return,
+            }
+        }
+    }
+
+    async fn open(&self, connection: &Connection) -> Result<Generation, BrokerError> {
+        topology::prepare(connection, &self.topology, [&*self.model.name]).await?;
+        let channel = connection.create_channel().await?;
+        channel
+            .basic_qos(self.broker.prefetch, BasicQosOptions::default())
+            .await?;
+        let queue = Names::new(&self.topology.prefix).queue(&self.model.name);
+        let options = BasicConsumeOptions::default();
+        let consumer = channel
+            .basic_consume(queue, ShortString::default(), options, FieldTable::default())
+            .await?;
+        let (receipts, settler) = settle::generation(self.broker.prefetch, self.receipts.clone());
+        Ok(Generation {
+            settling: tokio::spawn(settler.run(channel.clone())),
+            channel,
+            consumer,
+            receipts,
+        })
+    }
+
+    /// Passes deliveries on until the generation ends.
+    async fn serve(&self, generation: Generation) -> Ended {
+        let Generation {
+            channel,
+            mut consumer,
+            receipts,
+            settling,
+        } = generation;
+        let mut cancelling = None;
+        let ended = loop {
+            let next = tokio::select! {
+                next = consumer.next() => next,
+                () = self.stop.cancelled(), if cancelling.is_none() => {
+                    let (channel, tag) = (channel.clone(), consumer.tag());
+                    cancelling = Some(tokio::spawn(async move {
+                        channel.basic_cancel(tag, BasicCancelOptions::default()).await
+                    }));
+                    continue;
+                }
+            };
+            match next {
+                Some(Ok(message)) => self.take(message, &receipts).await,
+                Some(Err(error)) => break Ended::Lost(error.to_string()),
+                // The end of a stream that we did not cancel means that the queue or its node is gone.
+                None if cancelling.is_none() => break Ended::Lost("the broker cancelled the consumer".to_owned()),
+                None => break Ended::Stopping,
+            }
+        };
+        drop(receipts);
+        match &ended {
+            Ended::Stopping => {
+                // Ends when the last job of this generation is settled.
+                let _ = settling.await;
+                let _ = channel.close(200, "drained".into()).await;
+            }
+            // What is in hand belongs to a channel that is gone: nothing of it may be settled any more.
+            Ended::Lost(_) => {
+                settling.abort();
+                // On a connection that hangs, closing would hang as well.
+                let closing = channel.close(200, "starting over".into());
+                let _ = tokio::time::timeout(CLOSE_MAX, closing).await;
+            }
+        }
+        ended
+    }
+
+    async fn take(&self, message: lapin::message::Delivery, receipts: &Receipts) {
+        let body = Bytes::from(message.data);
+        let mut delivery = Delivery {
+            receipt: receipts.receipt(message.delivery_tag),
+            memory: None,
+            properties: message.properties,
+            redelivered: message.redelivered,
+            arrived: Instant::now(),
+            body,
+        };
+        self.model.metrics.deliveries.inc();
+        // Oversize bodies are refused and let go at once, so that they need no share.
+        if let Ok(bytes) = u32::try_from(delivery.body.len())
+            && delivery.body.len() <= self.limits.body_bytes_max
+        {
+            delivery.memory = self.memory.clone().acquire_many_owned(bytes).await.ok();
+        }
+        match self.decode(delivery).await {
+            Ok((job, lane)) => {
+                // The lane is gone only when the engines are, and then the delivery goes back to the broker.
+                let _ = lane.send(job).await;
+            }
+            Err(answer) => {
+                let _ = self.answers.send(vec![answer]).await;
+            }
+        }
+    }
+
+    /// Decodes here what is quick to decode, and a big body on a thread where it holds up nobody.
+    async fn decode(&self, delivery: Delivery) -> Result<(decode::Job, Sender<decode::Job>), Answer> {
+        if delivery.body.len() <= DECODED_HERE_MAX {
+            return decode::decode(delivery, &self.model, &self.limits);
+        }
+        let (model, limits) = (self.model.clone(), self.limits);
+        match tokio::task::spawn_blocking(move || decode::decode(delivery, &model, &limits)).await {
+            Ok(decoded) => decoded,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+    }
+}
+
+/// A consumer that lasted this long was good; the next failure is a new one.
+const STABLE: std::time::Duration = std::time::Duration::from_secs(10);
+
+const CLOSE_MAX: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// About 0.1 ms of JSON numbers; raw tensors take far less at any size.
+const DECODED_HERE_MAX: usize = 64 * 1024;

@@ -1,0 +1,452 @@
+//! Decoding: from a [`Delivery`] to a [`Job`] that fits its model. Pure; after it nobody checks a shape again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use lapin::BasicProperties;
+use lapin::types::AMQPValue;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::mpsc::Sender;
+use tokio::time::Instant;
+
+use super::consume::Delivery;
+use super::reply::{Answer, Outcome};
+use super::settle::Receipt;
+use crate::error::JobError;
+use crate::model::signature::{Dim, Dims, Signature, TensorSpec};
+use crate::telemetry::metrics::{LaneMetrics, ModelMetrics};
+use crate::wire::request::{Request, RequestInput, RequestedOutput};
+use crate::wire::tensor::{Datatype, Tensor, bytes_elements};
+use crate::wire::{Encoding, decode_request};
+
+/// A model as a worker serves it: one lane a version.
+pub struct Served {
+    pub name: Arc<str>,
+    pub lanes: BTreeMap<u64, (Arc<Lane>, Sender<Job>)>,
+    /// The version for jobs that pin none.
+    pub default_version: u64,
+    pub metrics: ModelMetrics,
+}
+
+/// One version of a model, with its own engines and batches.
+pub struct Lane {
+    pub model: Arc<str>,
+    pub version: String,
+    pub signature: Signature,
+    /// Whether rows of several jobs may run together.
+    pub batching: bool,
+    pub rows_max: usize,
+    pub metrics: LaneMetrics,
+}
+
+/// What a job may ask of the worker.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub body_bytes_max: usize,
+    /// Deliveries without an answer after which a job is given up; the broker would drop it into the dead letters at
+    /// the next return, without an answer to the sender.
+    pub delivery_limit: u64,
+}
+
+/// All of a job but its rows: who asked, how to answer, and the right to settle.
+pub struct Envelope {
+    pub model: Arc<str>,
+    /// Version that answers, or the one asked for where there is none.
+    pub version: String,
+    pub properties: BasicProperties,
+    /// The original body, kept for the dead letters.
+    pub body: Bytes,
+    /// How the body is encoded, and so the reply; unknown content types are answered in JSON.
+    pub encoding: Encoding,
+    pub arrived: Instant,
+    pub deadline: Option<Instant>,
+    pub redelivered: bool,
+    /// Earlier deliveries that the broker knows of.
+    pub delivery_count: u64,
+    pub metrics: ModelMetrics,
+    pub receipt: Receipt,
+    _memory: Option<OwnedSemaphorePermit>,
+}
+
+/// A job that fits its model.
+pub struct Job {
+    pub envelope: Envelope,
+    pub lane: Arc<Lane>,
+    pub id: Option<String>,
+    /// In the order of the signature.
+    pub inputs: Vec<Tensor>,
+    pub rows: usize,
+    pub outputs: Vec<WantedOutput>,
+}
+
+/// An output to send back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WantedOutput {
+    /// Its place in the signature.
+    pub index: usize,
+    /// Raw bytes rather than numbers, where the encoding knows the difference.
+    pub binary: bool,
+}
+
+impl Job {
+    /// Whether rows of both may lie in one tensor: all axes but the first agree.
+    pub fn stacks_with(&self, other: &Self) -> bool {
+        self.inputs
+            .iter()
+            .zip(&other.inputs)
+            .all(|(mine, its)| mine.shape.get(1..) == its.shape.get(1..))
+    }
+}
+
+/// Turns a delivery into a job for one of the model's lanes, or into the answer that says why not.
+pub fn decode(delivery: Delivery, served: &Served, limits: &Limits) -> Result<(Job, Sender<Job>), Box<Answer>> {
+    let mut envelope = Envelope::new(delivery, served);
+    match admit(&mut envelope, served, limits) {
+        Ok((lane, jobs, content)) => {
+            let job = Job {
+                envelope,
+                lane: lane.clone(),
+                id: content.id,
+                inputs: content.inputs,
+                rows: content.rows,
+                outputs: content.outputs,
+            };
+            Ok((job, jobs.clone()))
+        }
+        Err(error) => Err(Box::new(Answer {
+            envelope,
+            outcome: Outcome::Failure(error),
+        })),
+    }
+}
+
+impl Envelope {
+    fn new(delivery: Delivery, served: &Served) -> Self {
+        let version = match header(&delivery.properties, VERSION) {
+            Some(AMQPValue::LongString(version)) => version.to_string(),
+            Some(value) => integer(value).map_or_else(String::new, |version| version.to_string()),
+            None => served.default_version.to_string(),
+        };
+        Self {
+            model: served.name.clone(),
+            version,
+            encoding: Encoding::Json,
+            deadline: None,
+            delivery_count: header(&delivery.properties, "x-delivery-count")
+                .and_then(integer)
+                .and_then(|count| u64::try_from(count).ok())
+                .unwrap_or(u64::from(delivery.redelivered)),
+            redelivered: delivery.redelivered,
+            arrived: delivery.arrived,
+            properties: delivery.properties,
+            body: delivery.body,
+            metrics: served.metrics.clone(),
+            receipt: delivery.receipt,
+            _memory: delivery.memory,
+        }
+    }
+
+    /// The sender's wish for the time split.
+    pub fn wants_timing(&self) -> bool {
+        matches!(header(&self.properties, "inferq-timing"), Some(AMQPValue::Boolean(true)))
+    }
+}
+
+/// What the body says, once it fits the model.
+struct Content {
+    id: Option<String>,
+    inputs: Vec<Tensor>,
+    rows: usize,
+    outputs: Vec<WantedOutput>,
+}
+
+type Admitted<'a> = (&'a Arc<Lane>, &'a Sender<Job>, Content);
+
+fn admit<'a>(envelope: &mut Envelope, served: &'a Served, limits: &Limits) -> Result<Admitted<'a>, JobError> {
+    let json_bytes = match header(&envelope.properties, "inference-header-content-length") {
+        Some(AMQPValue::LongString(text)) => text.to_string().parse().ok(),
+        Some(value) => integer(value),
+        None => None,
+    };
+    let content_type = envelope.properties.content_type().as_ref().map(|kind| kind.as_str());
+    envelope.encoding = Encoding::of(content_type, json_bytes)?;
+    if envelope.body.len() > limits.body_bytes_max {
+        return Err(JobError::BodyTooLarge {
+            bytes: envelope.body.len(),
+            max: limits.body_bytes_max,
+        });
+    }
+    if envelope.delivery_count >= limits.delivery_limit {
+        return Err(JobError::Exhausted {
+            deliveries: envelope.delivery_count,
+        });
+    }
+    envelope.deadline = deadline(&envelope.properties, envelope.arrived, unix_now())?;
+    if let Some(deadline) = envelope.deadline
+        && deadline <= envelope.arrived
+    {
+        return Err(late(deadline, envelope.arrived));
+    }
+    let (lane, jobs) = lane(envelope, served)?;
+    let request = decode_request(&envelope.encoding, envelope.body.clone())?;
+    let content = fit(request, lane, &envelope.encoding)?;
+    Ok((lane, jobs, content))
+}
+
+/// The error of a job whose deadline lies behind `now`.
+pub fn late(deadline: Instant, now: Instant) -> JobError {
+    JobError::Deadline {
+        late_ms: now.saturating_duration_since(deadline).as_millis(),
+    }
+}
+
+/// The deadline on the monotonic clock, so that a step of the wall clock expires nothing later on.
+///
+/// A deadline behind `arrived` comes back as `arrived` or earlier, as far as the clock reaches.
+fn deadline(properties: &BasicProperties, arrived: Instant, unix_now: Duration) -> Result<Option<Instant>, JobError> {
+    const HEADER: &str = "inferq-deadline";
+    let Some(value) = header(properties, HEADER) else {
+        return Ok(None);
+    };
+    let unix_ms = integer(value)
+        .and_then(|ms| u64::try_from(ms).ok())
+        .ok_or(JobError::Header {
+            header: HEADER,
+            came: kind(value),
+            allowed: "a long, milliseconds since 1970-01-01 UTC",
+        })?;
+    let deadline = Duration::from_millis(unix_ms);
+    Ok(Some(if deadline >= unix_now {
+        arrived.checked_add(deadline - unix_now).unwrap_or(arrived + FOREVER)
+    } else {
+        arrived.checked_sub(unix_now - deadline).unwrap_or(arrived)
+    }))
+}
+
+fn unix_now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+fn lane<'a>(envelope: &Envelope, served: &'a Served) -> Result<&'a (Arc<Lane>, Sender<Job>), JobError> {
+    if let Some(value) = header(&envelope.properties, VERSION)
+        && !matches!(value, AMQPValue::LongString(_))
+        && integer(value).is_none()
+    {
+        return Err(JobError::Header {
+            header: VERSION,
+            came: kind(value),
+            allowed: "a string or an integer",
+        });
+    }
+    envelope
+        .version
+        .parse()
+        .ok()
+        .and_then(|version: u64| served.lanes.get(&version))
+        .ok_or_else(|| JobError::Version {
+            model: served.name.to_string(),
+            version: excerpt(&envelope.version),
+            served: list(served.lanes.keys()),
+        })
+}
+
+/// Puts a request's inputs into the order of the signature and checks every shape.
+fn fit(request: Request, lane: &Lane, encoding: &Encoding) -> Result<Content, JobError> {
+    let takes = &lane.signature.inputs;
+    if request.inputs.len() != takes.len() {
+        return Err(JobError::InputCount {
+            came: request.inputs.len(),
+            model: lane.model.to_string(),
+            takes: list(takes),
+        });
+    }
+    let mut slots: Vec<Option<Tensor>> = vec![None; takes.len()];
+    for (index, input) in request.inputs.into_iter().enumerate() {
+        let place = place(&input, index, lane)?;
+        let spec = &takes[place];
+        if slots[place].is_some() {
+            return Err(JobError::InputTwice {
+                index,
+                name: spec.name.clone(),
+            });
+        }
+        slots[place] = Some(tensor(input, spec)?);
+    }
+    // As many inputs as slots, none twice: every slot is taken.
+    let inputs: Vec<Tensor> = slots.into_iter().flatten().collect();
+    Ok(Content {
+        rows: rows(&inputs, lane)?,
+        outputs: wanted(request.outputs.as_deref(), request.binary_output, lane, encoding)?,
+        id: request.id,
+        inputs,
+    })
+}
+
+/// Which input of the signature is meant.
+fn place(input: &RequestInput, index: usize, lane: &Lane) -> Result<usize, JobError> {
+    let takes = &lane.signature.inputs;
+    match &input.name {
+        None if takes.len() == 1 => Ok(0),
+        None => Err(JobError::InputUnnamed {
+            index,
+            model: lane.model.to_string(),
+            takes: list(takes),
+        }),
+        Some(name) => takes
+            .iter()
+            .position(|spec| spec.name == *name)
+            .ok_or_else(|| JobError::InputName {
+                index,
+                name: excerpt(name),
+                model: lane.model.to_string(),
+                takes: list(takes),
+            }),
+    }
+}
+
+fn tensor(input: RequestInput, spec: &TensorSpec) -> Result<Tensor, JobError> {
+    let fits = input.shape.len() == spec.shape.len()
+        && input.shape.iter().zip(&spec.shape).all(|(size, dim)| match dim {
+            Dim::Fixed(fixed) => size == fixed,
+            Dim::Dynamic(_) => true,
+        });
+    if !fits {
+        return Err(JobError::Shape {
+            input: spec.name.clone(),
+            came: format!("{:?}", input.shape),
+            takes: Dims(&spec.shape).to_string(),
+        });
+    }
+    let tensor = input.into_tensor(&spec.name, spec.datatype)?;
+    if spec.datatype == Datatype::Bytes {
+        texts(&tensor)?;
+    }
+    Ok(tensor)
+}
+
+/// ONNX strings go through the runtime's C interface as NUL-ended UTF-8.
+fn texts(tensor: &Tensor) -> Result<(), JobError> {
+    for element in bytes_elements(&tensor.data) {
+        let what = match std::str::from_utf8(element) {
+            Err(_) => "not UTF-8",
+            Ok(text) if text.contains('\0') => "holding a NUL",
+            Ok(_) => continue,
+        };
+        return Err(JobError::Text {
+            input: tensor.name.clone(),
+            what,
+        });
+    }
+    Ok(())
+}
+
+/// Rows of a job: the first axis of all its inputs. A model that is not batched takes its input as one piece.
+fn rows(inputs: &[Tensor], lane: &Lane) -> Result<usize, JobError> {
+    let Some((first, others)) = inputs.split_first() else {
+        return Ok(1);
+    };
+    let rows = first.shape.first().copied().unwrap_or(1);
+    if !lane.batching {
+        return Ok(rows.max(1));
+    }
+    if rows == 0 {
+        return Err(JobError::NoRows {
+            input: first.name.clone(),
+        });
+    }
+    for other in others {
+        let came = other.shape.first().copied().unwrap_or(1);
+        if came != rows {
+            return Err(JobError::Rows {
+                input: other.name.clone(),
+                came,
+                other: first.name.clone(),
+                rows,
+            });
+        }
+    }
+    Ok(rows)
+}
+
+/// The outputs asked for, or all of them.
+fn wanted(
+    requested: Option<&[RequestedOutput]>,
+    binary_by_default: Option<bool>,
+    lane: &Lane,
+    encoding: &Encoding,
+) -> Result<Vec<WantedOutput>, JobError> {
+    let gives = &lane.signature.outputs;
+    let binary = binary_by_default.unwrap_or(!matches!(encoding, Encoding::Json));
+    let Some(requested) = requested.filter(|requested| !requested.is_empty()) else {
+        return Ok((0..gives.len()).map(|index| WantedOutput { index, binary }).collect());
+    };
+    requested
+        .iter()
+        .enumerate()
+        .map(|(place, output)| {
+            let index = gives
+                .iter()
+                .position(|spec| spec.name == output.name)
+                .ok_or_else(|| JobError::OutputName {
+                    index: place,
+                    name: excerpt(&output.name),
+                    model: lane.model.to_string(),
+                    gives: list(gives),
+                })?;
+            Ok(WantedOutput {
+                index,
+                binary: output.binary.unwrap_or(binary),
+            })
+        })
+        .collect()
+}
+
+/// A header of the message.
+pub fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<&'a AMQPValue> {
+    properties.headers().as_ref()?.inner().get(name)
+}
+
+/// The value of any of AMQP's integer types; clients choose one by the size of the number.
+fn integer(value: &AMQPValue) -> Option<i64> {
+    match *value {
+        AMQPValue::ShortShortInt(number) => Some(number.into()),
+        AMQPValue::ShortShortUInt(number) => Some(number.into()),
+        AMQPValue::ShortInt(number) => Some(number.into()),
+        AMQPValue::ShortUInt(number) => Some(number.into()),
+        AMQPValue::LongInt(number) => Some(number.into()),
+        AMQPValue::LongUInt(number) => Some(number.into()),
+        AMQPValue::LongLongInt(number) => Some(number),
+        AMQPValue::Timestamp(number) => i64::try_from(number).ok(),
+        _ => None,
+    }
+}
+
+/// What kind of value came, for messages that must not show the value.
+fn kind(value: &AMQPValue) -> &'static str {
+    match value {
+        AMQPValue::Boolean(_) => "a boolean",
+        AMQPValue::LongString(_) | AMQPValue::ShortString(_) => "a string",
+        AMQPValue::Float(_) | AMQPValue::Double(_) | AMQPValue::DecimalValue(_) => "a number with a fraction",
+        AMQPValue::FieldArray(_) | AMQPValue::FieldTable(_) => "a table or an array",
+        AMQPValue::ByteArray(_) => "a byte array",
+        AMQPValue::Void => "nothing",
+        _ => "a number below zero",
+    }
+}
+
+fn list<T: std::fmt::Display>(things: impl IntoIterator<Item = T>) -> String {
+    let things: Vec<_> = things.into_iter().map(|thing| format!("`{thing}`")).collect();
+    things.join(", ")
+}
+
+/// A name as the sender wrote it, cut so that nobody can write novels into our replies.
+fn excerpt(name: &str) -> String {
+    name.chars().take(NAME_SHOWN_MAX).collect()
+}
+
+const VERSION: &str = "inferq-model-version";
+const NAME_SHOWN_MAX: usize = 64;
+/// Stands for a deadline past the end of the clock.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);

@@ -1,0 +1,222 @@
+//! The messages a worker publishes: replies and dead letters (DESIGN, sections 2.3 and 2.4). Pure.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+
+use super::decode::{Envelope, header};
+use super::reply::Timing;
+use crate::broker::topology::Names;
+use crate::error::JobError;
+use crate::wire::reply::Encoded;
+use crate::wire::status::Status;
+use crate::wire::{Encoding, encode_error};
+
+/// Something to publish.
+pub struct Message {
+    pub exchange: ShortString,
+    pub routing_key: ShortString,
+    pub properties: BasicProperties,
+    pub body: Bytes,
+}
+
+/// Who publishes, and where to.
+pub struct Author {
+    pub names: Names,
+    pub worker: String,
+}
+
+/// Why a job goes to the dead letters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadReason {
+    /// A status name, or `UNROUTABLE_REPLY`.
+    pub code: &'static str,
+    pub error: String,
+}
+
+/// The queue that the sender wants its reply in; an empty name means none.
+pub fn reply_to(envelope: &Envelope) -> Option<&ShortString> {
+    envelope
+        .properties
+        .reply_to()
+        .as_ref()
+        .filter(|queue| !queue.as_str().is_empty())
+}
+
+/// The reply with a result.
+pub fn result(envelope: &Envelope, encoded: Encoded, timing: &Timing) -> Option<Message> {
+    let mut headers = reply_headers(envelope, Status::Ok);
+    if envelope.wants_timing() {
+        timing_headers(envelope, timing, &mut headers);
+    }
+    if let Some(bytes) = encoded.json_bytes {
+        // Triton's client library takes it for a string; HTTP headers are nothing else.
+        headers.insert(
+            "inference-header-content-length".into(),
+            AMQPValue::LongString(bytes.to_string().into()),
+        );
+    }
+    let content_type = envelope.properties.content_type().clone();
+    reply(envelope, "inferq.result", content_type, headers, encoded.body)
+}
+
+/// The reply with an error.
+pub fn failure(envelope: &Envelope, error: &JobError) -> Option<Message> {
+    let status = error.status();
+    let headers = reply_headers(envelope, status);
+    let encoded = encode_error(&envelope.encoding, status, &error.to_string());
+    let content_type = match envelope.encoding {
+        Encoding::MsgPack => envelope.properties.content_type().clone(),
+        Encoding::Json | Encoding::Binary { .. } => Some("application/json".into()),
+    };
+    reply(envelope, "inferq.error", content_type, headers, encoded.body)
+}
+
+fn reply(
+    envelope: &Envelope,
+    kind: &str,
+    content_type: Option<ShortString>,
+    headers: FieldTable,
+    body: Vec<u8>,
+) -> Option<Message> {
+    let job = &envelope.properties;
+    let mut properties = BasicProperties::default()
+        .with_type(kind.into())
+        .with_app_id(APP_ID.into())
+        .with_delivery_mode(delivery_mode(envelope))
+        .with_headers(headers);
+    if let Some(content_type) = content_type {
+        properties = properties.with_content_type(content_type);
+    }
+    if let Some(correlation_id) = job.correlation_id() {
+        properties = properties.with_correlation_id(correlation_id.clone());
+    }
+    let id = job.message_id().as_ref().or(job.correlation_id().as_ref());
+    // Without any, one is made up: a reply that the broker returns must be told from others to the same queue.
+    let id = id.map_or_else(|| format!("{:032x}", fastrand::u128(..)).into(), Clone::clone);
+    properties = properties.with_message_id(id);
+    Some(Message {
+        exchange: ShortString::default(),
+        routing_key: reply_to(envelope)?.clone(),
+        properties,
+        body: body.into(),
+    })
+}
+
+/// The job's own: a sender that made its job persistent asks for a durable answer. A direct reply-to has no queue that
+/// could keep anything.
+fn delivery_mode(envelope: &Envelope) -> u8 {
+    let direct = reply_to(envelope).is_some_and(|queue| queue.as_str().starts_with("amq.rabbitmq.reply-to"));
+    match envelope.properties.delivery_mode() {
+        Some(PERSISTENT) if !direct => PERSISTENT,
+        _ => TRANSIENT,
+    }
+}
+
+fn reply_headers(envelope: &Envelope, status: Status) -> FieldTable {
+    let mut headers = FieldTable::default();
+    headers.insert("inferq-status".into(), text(status.name()));
+    headers.insert("inferq-model-version".into(), text(&envelope.version));
+    for name in ["traceparent", "tracestate"] {
+        if let Some(value @ AMQPValue::LongString(_)) = header(&envelope.properties, name) {
+            headers.insert(name.into(), value.clone());
+        }
+    }
+    headers
+}
+
+fn timing_headers(envelope: &Envelope, timing: &Timing, headers: &mut FieldTable) {
+    let total = envelope.arrived.elapsed();
+    let mut micros = |name: &str, time: std::time::Duration| {
+        let micros = i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
+        headers.insert(name.into(), AMQPValue::LongLongInt(micros));
+    };
+    if let Some(published) = published_unix_ms(envelope) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let queued = now
+            .saturating_sub(total)
+            .saturating_sub(std::time::Duration::from_millis(published));
+        micros("inferq-queue-us", queued);
+    }
+    micros("inferq-wait-us", timing.wait);
+    micros("inferq-infer-us", timing.infer);
+    micros("inferq-total-us", total);
+    let rows = i64::try_from(timing.batch_rows).unwrap_or(i64::MAX);
+    headers.insert("inferq-batch-rows".into(), AMQPValue::LongLongInt(rows));
+}
+
+/// When the job was published: the broker's millisecond header if its plug-in sets one, else the AMQP property, which
+/// has whole seconds.
+fn published_unix_ms(envelope: &Envelope) -> Option<u64> {
+    match header(&envelope.properties, "timestamp_in_ms") {
+        Some(AMQPValue::LongLongInt(ms)) => u64::try_from(*ms).ok(),
+        _ => envelope.properties.timestamp().map(|seconds| seconds.saturating_mul(1000)),
+    }
+}
+
+/// The job as it came, with the reason it cannot be answered.
+///
+/// All properties are kept but two. `expiration`: a dead letter waits for somebody to look at it. `user_id`: the broker
+/// closes the channel of a publisher that is somebody else, so it moves to a header. And the header `CC`, with which
+/// RabbitMQ would route copies to queues of the sender's choice, is left out.
+pub fn dead_letter(envelope: &Envelope, reason: &DeadReason, author: &Author) -> Message {
+    let mut headers = FieldTable::default();
+    for (name, value) in envelope.properties.headers().iter().flatten() {
+        if name.as_str() != "CC" {
+            headers.insert(name.clone(), value.clone());
+        }
+    }
+    let failed_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    if let Some(user) = envelope.properties.user_id() {
+        headers.insert("inferq-user-id".into(), text(user.as_str()));
+    }
+    headers.insert("inferq-error-code".into(), text(reason.code));
+    headers.insert("inferq-error".into(), text(&reason.error));
+    headers.insert("inferq-worker".into(), text(&author.worker));
+    headers.insert("inferq-model-version".into(), text(&envelope.version));
+    headers.insert("inferq-failed-at".into(), AMQPValue::Timestamp(failed_at.as_secs()));
+    headers.insert(
+        "inferq-delivery-count".into(),
+        AMQPValue::LongLongInt(i64::try_from(envelope.delivery_count).unwrap_or(i64::MAX)),
+    );
+    Message {
+        exchange: author.names.dead_exchange(),
+        routing_key: ShortString::try_new(&*envelope.model).unwrap_or_default(),
+        properties: kept_properties(&envelope.properties)
+            .with_headers(headers)
+            .with_delivery_mode(PERSISTENT),
+        body: envelope.body.clone(),
+    }
+}
+
+fn kept_properties(job: &BasicProperties) -> BasicProperties {
+    let mut kept = BasicProperties::default();
+    macro_rules! keep {
+        ($($name:ident, $with:ident;)*) => {
+            $(if let Some(value) = job.$name() { kept = kept.$with(value.clone()); })*
+        };
+    }
+    keep! {
+        content_type, with_content_type;
+        content_encoding, with_content_encoding;
+        priority, with_priority;
+        correlation_id, with_correlation_id;
+        reply_to, with_reply_to;
+        message_id, with_message_id;
+        timestamp, with_timestamp;
+        kind, with_type;
+        app_id, with_app_id;
+        cluster_id, with_cluster_id;
+    }
+    kept
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+const APP_ID: &str = concat!("inferq/", env!("CARGO_PKG_VERSION"));
+const TRANSIENT: u8 = 1;
+const PERSISTENT: u8 = 2;

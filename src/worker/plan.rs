@@ -1,0 +1,169 @@
+//! What is published for a job, and what its fate means (DESIGN, sections 2.3 and 2.4). Pure but for the settling.
+
+use std::time::Duration;
+
+use tracing::{debug, error};
+
+use super::decode::Envelope;
+use super::message::{self, Author, DeadReason, Message};
+use super::reply::{Answer, Outcome};
+use super::settle::Verdict;
+use crate::broker::backoff::Backoff;
+use crate::config::Unroutable;
+use crate::telemetry::metrics::ReplyMetrics;
+use crate::wire::status::Status;
+
+/// A job on its last leg: what it still needs before it can be settled.
+pub struct Parcel {
+    pub envelope: Envelope,
+    /// Where the job goes when its reply is out, or could not be.
+    dead: Option<DeadReason>,
+    kind: Kind,
+    backoff: Backoff,
+    attempts: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Reply,
+    DeadLetter,
+}
+
+/// What the broker made of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    Confirmed,
+    /// Confirmed, and returned: no queue wanted it.
+    Returned,
+    /// Not confirmed: the queue is full or its process failed.
+    Refused,
+}
+
+/// What to do now.
+pub enum Next {
+    Publish(Box<Parcel>, Message),
+    PublishAfter(Duration, Box<Parcel>, Message),
+    Settled,
+}
+
+/// The rules.
+pub struct Plan {
+    pub author: Author,
+    pub unroutable: Unroutable,
+    pub metrics: ReplyMetrics,
+}
+
+impl Plan {
+    /// The first step for an answer.
+    pub fn start(&self, answer: Answer) -> Next {
+        let Answer { envelope, outcome } = answer;
+        if !envelope.receipt.is_current() {
+            // The broker has given the job to somebody else; a reply now would only be a second one.
+            self.metrics.stale.inc();
+            return Next::Settled;
+        }
+        let (status, reply, dead) = match outcome {
+            Outcome::Result { body, timing } => (Status::Ok, message::result(&envelope, body, &timing), None),
+            Outcome::Failure(error) => {
+                let status = error.status();
+                let reply = message::failure(&envelope, &error);
+                let error = error.to_string();
+                debug!(model.name = %envelope.model, code = status.name(), "job failed: {error}");
+                (status, reply, dead_reason(status, error))
+            }
+        };
+        envelope.metrics.answered(status, envelope.arrived.elapsed());
+        let dead = match status {
+            Status::Unavailable => {
+                envelope.receipt.settle(Verdict::Retry);
+                return Next::Settled;
+            }
+            // The sender learns of it from the reply, where it asked for one.
+            Status::InvalidArgument | Status::NotFound if reply.is_some() => None,
+            Status::Ok | Status::InvalidArgument | Status::NotFound | Status::DeadlineExceeded | Status::Internal => dead,
+        };
+        let parcel = Box::new(Parcel {
+            envelope,
+            dead,
+            kind: Kind::Reply,
+            backoff: Backoff::new(REFUSED_WAIT_MAX),
+            attempts: 0,
+        });
+        match reply {
+            Some(reply) => Next::Publish(parcel, reply),
+            None => self.bury(parcel),
+        }
+    }
+
+    /// The next step, now that the fate of `message` is known.
+    pub fn after(&self, mut parcel: Box<Parcel>, message: Message, fate: Fate, jitter: f64) -> Next {
+        match (parcel.kind, fate) {
+            (Kind::Reply, Fate::Confirmed) => {
+                self.metrics.replied.inc();
+                self.bury(parcel)
+            }
+            (Kind::DeadLetter, Fate::Confirmed) => {
+                self.metrics.dead_lettered.inc();
+                parcel.envelope.receipt.settle(Verdict::Ack);
+                Next::Settled
+            }
+            (Kind::Reply, Fate::Returned) => self.unroutable(parcel, "the reply queue does not exist"),
+            (kind, Fate::Refused | Fate::Returned) => {
+                parcel.attempts += 1;
+                if parcel.attempts < ATTEMPTS_MAX {
+                    return Next::PublishAfter(parcel.backoff.next(jitter), parcel, message);
+                }
+                match kind {
+                    Kind::Reply => self.unroutable(parcel, "the broker refused the reply, its queue may be full"),
+                    Kind::DeadLetter => {
+                        error!(
+                            model.name = %parcel.envelope.model,
+                            "a dead letter was not taken by exchange {}; the job goes back to its queue",
+                            message.exchange
+                        );
+                        parcel.envelope.receipt.settle(Verdict::Retry);
+                        Next::Settled
+                    }
+                }
+            }
+        }
+    }
+
+    fn unroutable(&self, mut parcel: Box<Parcel>, error: &str) -> Next {
+        self.metrics.unroutable.inc();
+        if self.unroutable == Unroutable::DeadLetter && parcel.dead.is_none() {
+            parcel.dead = Some(DeadReason {
+                code: "UNROUTABLE_REPLY",
+                error: error.to_owned(),
+            });
+        }
+        self.bury(parcel)
+    }
+
+    /// Dead-letters what is to be dead-lettered; anything else is done.
+    fn bury(&self, mut parcel: Box<Parcel>) -> Next {
+        let Some(reason) = parcel.dead.take() else {
+            parcel.envelope.receipt.settle(Verdict::Ack);
+            return Next::Settled;
+        };
+        let message = message::dead_letter(&parcel.envelope, &reason, &self.author);
+        parcel.kind = Kind::DeadLetter;
+        parcel.attempts = 0;
+        Next::Publish(parcel, message)
+    }
+}
+
+fn dead_reason(status: Status, error: String) -> Option<DeadReason> {
+    match status {
+        Status::InvalidArgument | Status::NotFound | Status::Internal => Some(DeadReason {
+            code: status.name(),
+            error,
+        }),
+        // A late job is nobody's fault worth keeping, and an unavailable one goes back to its queue.
+        Status::Ok | Status::DeadlineExceeded | Status::Unavailable => None,
+    }
+}
+
+/// A full queue is tried for some seconds; then the job stops holding up the worker.
+const ATTEMPTS_MAX: u32 = 6;
+const REFUSED_WAIT_MAX: Duration = Duration::from_secs(2);

@@ -1,0 +1,152 @@
+//! Replying: the one publishing task. Every confirm is kept and looked at, and only then is a job settled.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lapin::options::ConfirmSelectOptions;
+use lapin::{Channel, Connection};
+use tokio::sync::mpsc::Receiver;
+use tokio::time::Instant;
+use tokio_util::time::DelayQueue;
+use tracing::warn;
+
+use super::decode::Envelope;
+use super::flight::Flight;
+use super::message::Message;
+use super::plan::{Next, Parcel, Plan};
+use crate::broker::backoff::Backoff;
+use crate::broker::link::Link;
+use crate::config::ReplyConfig;
+use crate::error::JobError;
+use crate::telemetry::metrics::ReplyMetrics;
+use crate::wire::reply::Encoded;
+
+/// What a job comes to, on its way to the sender.
+pub struct Answer {
+    pub envelope: Envelope,
+    pub outcome: Outcome,
+}
+
+pub enum Outcome {
+    Result { body: Encoded, timing: Timing },
+    Failure(JobError),
+}
+
+/// Where the time of a job went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// From the delivery to the run.
+    pub wait: Duration,
+    /// The run of the whole batch.
+    pub infer: Duration,
+    pub batch_rows: usize,
+}
+
+/// The publishing task.
+pub struct Reply {
+    pub link: Link,
+    pub answers: Receiver<Vec<Answer>>,
+    pub plan: Plan,
+    pub config: ReplyConfig,
+    pub reconnect_max: Duration,
+    pub metrics: ReplyMetrics,
+}
+
+/// Why publishing on a channel ended.
+enum Ended {
+    /// The stages before are gone and the last answer is settled.
+    Done,
+    Lost(String),
+}
+
+impl Reply {
+    /// Publishes until there are no more answers and every one is settled, or there is no link any more.
+    pub async fn run(mut self) {
+        let mut backoff = Backoff::new(self.reconnect_max);
+        while let Some(connection) = self.link.connection().await {
+            let since = Instant::now();
+            let reason = match open(&connection).await {
+                Ok(channel) => match self.publish(&connection, channel).await {
+                    Ended::Done => return,
+                    Ended::Lost(reason) => reason,
+                },
+                Err(error) => error.to_string(),
+            };
+            warn!("the publishing channel is lost: {reason}; unconfirmed jobs go back to their queues");
+            if since.elapsed() > STABLE {
+                backoff.reset();
+            }
+            tokio::time::sleep(backoff.next(fastrand::f64())).await;
+        }
+    }
+
+    async fn publish(&mut self, connection: &Arc<Connection>, channel: Channel) -> Ended {
+        let mut flight = Flight::new(channel, connection.clone(), self.config.confirm_timeout, self.metrics.clone());
+        let mut refused = DelayQueue::new();
+        let mut look = tokio::time::interval(LOOK);
+        let mut more = true;
+        while more || !flight.is_empty() || !refused.is_empty() {
+            let mut due = Vec::new();
+            let room = flight.len() + refused.len() < self.config.unconfirmed_max;
+            let lost = tokio::select! {
+                biased;
+                landed = flight.landed(), if !flight.is_empty() => {
+                    for (parcel, message, fate) in landed.settled {
+                        self.follow(self.plan.after(parcel, message, fate, fastrand::f64()), &mut due, &mut refused);
+                    }
+                    landed.lost
+                }
+                Some(again) = refused.next(), if !refused.is_empty() => {
+                    due.push(again.into_inner());
+                    None
+                }
+                answers = self.answers.recv(), if more && room => {
+                    more = answers.is_some();
+                    for answer in answers.into_iter().flatten() {
+                        self.follow(self.plan.start(answer), &mut due, &mut refused);
+                    }
+                    None
+                }
+                _ = look.tick(), if !flight.is_empty() => flight.overdue(),
+            };
+            let lost = match lost {
+                Some(reason) => {
+                    flight.hold(due);
+                    Some(reason)
+                }
+                None => flight.send(due).await.err(),
+            };
+            if let Some(reason) = lost {
+                flight.give_back();
+                return Ended::Lost(reason);
+            }
+        }
+        Ended::Done
+    }
+
+    fn follow(&self, next: Next, due: &mut Vec<Due>, refused: &mut DelayQueue<Due>) {
+        match next {
+            Next::Publish(parcel, message) => due.push((parcel, message)),
+            Next::PublishAfter(wait, parcel, message) => {
+                self.metrics.refused.inc();
+                refused.insert((parcel, message), wait);
+            }
+            Next::Settled => {}
+        }
+    }
+}
+
+/// Something to publish, and for whom.
+pub type Due = (Box<Parcel>, Message);
+
+async fn open(connection: &Connection) -> Result<Channel, lapin::Error> {
+    let channel = connection.create_channel().await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    Ok(channel)
+}
+
+/// A channel that lasted this long was good; the next failure is a new one.
+const STABLE: Duration = Duration::from_secs(10);
+/// How often confirms that do not come are looked for.
+const LOOK: Duration = Duration::from_secs(1);

@@ -1,0 +1,394 @@
+//! Settling: the only file that acks.
+//!
+//! One task a consuming channel owns its window over the delivery tags. It acks `multiple` up to the end of the
+//! contiguous settled prefix, so that one frame does for a batch, and never a tag that is not settled.
+//!
+//! A receipt reaches only the task of its own generation. When that channel is gone so is the task, the broker has
+//! requeued the deliveries, and what comes in late is dropped here instead of acking another's delivery.
+
+use std::collections::VecDeque;
+
+use lapin::Channel;
+use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
+use tokio::sync::mpsc::{self, Receiver, Sender};
+
+use crate::telemetry::metrics::ReceiptMetrics;
+
+/// The channel's own number of a delivery, from 1 up without gaps.
+pub type DeliveryTag = u64;
+
+/// What becomes of a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Answered, dead-lettered or dropped on purpose, and the broker has confirmed it.
+    Ack,
+    /// This job failed and may work elsewhere: `basic.reject`, which counts towards the delivery limit.
+    Retry,
+    /// The job is innocent, we cannot finish it: `basic.nack`, which RabbitMQ 4.3 does not count.
+    GiveBack,
+}
+
+/// The right to settle one delivery. Dropped unused, the message stays with the broker until the channel closes: right
+/// when stopping, otherwise a mistake that `inferq_receipts_dropped_total` counts.
+#[must_use = "an unsettled delivery comes back"]
+pub struct Receipt {
+    tag: DeliveryTag,
+    settled: Option<Sender<(DeliveryTag, Verdict)>>,
+    metrics: ReceiptMetrics,
+}
+
+impl Receipt {
+    pub fn settle(mut self, verdict: Verdict) {
+        if let Some(settled) = self.settled.take() {
+            // The channel holds as many as the broker hands out at once, so it is full never and closed only when the
+            // generation is over.
+            let _ = settled.try_send((self.tag, verdict));
+        }
+    }
+
+    /// Whether the delivery's channel still lives; nothing can be settled on another.
+    pub fn is_current(&self) -> bool {
+        self.settled.as_ref().is_some_and(|settled| !settled.is_closed())
+    }
+}
+
+impl Drop for Receipt {
+    fn drop(&mut self) {
+        if self.is_current() {
+            self.metrics.dropped.inc();
+        }
+    }
+}
+
+/// Hands out the receipts of one generation.
+pub struct Receipts {
+    settled: Sender<(DeliveryTag, Verdict)>,
+    metrics: ReceiptMetrics,
+}
+
+impl Receipts {
+    pub fn receipt(&self, tag: DeliveryTag) -> Receipt {
+        Receipt {
+            tag,
+            settled: Some(self.settled.clone()),
+            metrics: self.metrics.clone(),
+        }
+    }
+}
+
+/// The two ends for one generation with at most `prefetch` unsettled deliveries.
+pub fn generation(prefetch: u16, metrics: ReceiptMetrics) -> (Receipts, Settler) {
+    let (settled, receiver) = mpsc::channel(usize::from(prefetch));
+    let settler = Settler {
+        settled: receiver,
+        window: Window::new(usize::from(prefetch) / 2),
+    };
+    (Receipts { settled, metrics }, settler)
+}
+
+/// Settles on one channel until every receipt of its generation is used or dropped.
+pub struct Settler {
+    settled: Receiver<(DeliveryTag, Verdict)>,
+    window: Window,
+}
+
+impl Settler {
+    /// # Errors
+    /// The channel failed; its deliveries go back to the queue.
+    pub async fn run(mut self, channel: Channel) -> Result<(), lapin::Error> {
+        while let Some((tag, verdict)) = self.settled.recv().await {
+            self.window.settle(tag, verdict);
+            while let Ok((tag, verdict)) = self.settled.try_recv() {
+                self.window.settle(tag, verdict);
+            }
+            for frame in self.window.flush() {
+                send(&channel, frame).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn send(channel: &Channel, frame: Frame) -> Result<(), lapin::Error> {
+    match frame {
+        Frame::Ack { tag, multiple } => channel.basic_ack(tag, BasicAckOptions { multiple }).await,
+        Frame::Reject { tag } => channel.basic_reject(tag, BasicRejectOptions { requeue: true }).await,
+        Frame::Nack { tag } => {
+            let options = BasicNackOptions {
+                requeue: true,
+                multiple: false,
+            };
+            channel.basic_nack(tag, options).await
+        }
+    }
+}
+
+/// One frame to the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Frame {
+    Ack { tag: DeliveryTag, multiple: bool },
+    Reject { tag: DeliveryTag },
+    Nack { tag: DeliveryTag },
+}
+
+/// The window over the delivery tags of one channel: pure, so that a simulation can run it.
+#[derive(Debug)]
+pub struct Window {
+    /// Tag of the first entry; everything below is settled with the broker.
+    base: DeliveryTag,
+    entries: VecDeque<Entry>,
+    /// Acks that a straggler may hold up before they are sent one by one.
+    held_max: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Entry {
+    /// Not settled by us.
+    Open,
+    /// To be told to the broker.
+    Told(Verdict),
+    /// The broker knows.
+    Done,
+}
+
+impl Window {
+    pub fn new(held_max: usize) -> Self {
+        Self {
+            base: 1,
+            entries: VecDeque::new(),
+            held_max,
+        }
+    }
+
+    /// Notes a verdict. A second one for the same tag is ignored: the first may already be on its way.
+    pub fn settle(&mut self, tag: DeliveryTag, verdict: Verdict) {
+        let Some(index) = tag.checked_sub(self.base).and_then(|index| usize::try_from(index).ok()) else {
+            return;
+        };
+        if index >= self.entries.len() {
+            self.entries.resize(index + 1, Entry::Open);
+        }
+        if self.entries[index] == Entry::Open {
+            self.entries[index] = Entry::Told(verdict);
+        }
+    }
+
+    /// The frames to send now, in order.
+    ///
+    /// A `multiple` ack names a tag that is still unacked, as the broker demands, and covers nothing but settled tags.
+    pub fn flush(&mut self) -> Vec<Frame> {
+        let mut frames = self.refusals();
+        let prefix = self.entries.iter().take_while(|entry| **entry != Entry::Open).count();
+        let last_ack = self.entries.iter().take(prefix).rposition(|entry| *entry == ACK);
+        if let Some(index) = last_ack {
+            frames.push(Frame::Ack {
+                tag: self.base + index as u64,
+                multiple: true,
+            });
+        }
+        self.entries.drain(..prefix);
+        self.base += prefix as u64;
+        frames.extend(self.overtaking());
+        frames
+    }
+
+    /// Rejects and nacks go one by one and at once; whoever gets the job next is waiting.
+    fn refusals(&mut self) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        for (index, entry) in self.entries.iter_mut().enumerate() {
+            let tag = self.base + index as u64;
+            match entry {
+                Entry::Told(Verdict::Retry) => frames.push(Frame::Reject { tag }),
+                Entry::Told(Verdict::GiveBack) => frames.push(Frame::Nack { tag }),
+                Entry::Open | Entry::Done | Entry::Told(Verdict::Ack) => continue,
+            }
+            *entry = Entry::Done;
+        }
+        frames
+    }
+
+    /// Behind a straggler acks are worth a frame each once they hold half the prefetch window: without them the broker
+    /// would send nothing more until the straggler is done.
+    fn overtaking(&mut self) -> Vec<Frame> {
+        let held = self.entries.iter().filter(|entry| **entry == ACK).count();
+        if held <= self.held_max {
+            return Vec::new();
+        }
+        let base = self.base;
+        self.entries
+            .iter_mut()
+            .enumerate()
+            .filter(|(_, entry)| **entry == ACK)
+            .map(|(index, entry)| {
+                *entry = Entry::Done;
+                Frame::Ack {
+                    tag: base + index as u64,
+                    multiple: false,
+                }
+            })
+            .collect()
+    }
+}
+
+const ACK: Entry = Entry::Told(Verdict::Ack);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn multiple(tag: DeliveryTag) -> Frame {
+        Frame::Ack { tag, multiple: true }
+    }
+
+    #[test]
+    fn the_settled_prefix_is_acked_with_one_frame() {
+        let mut window = Window::new(100);
+        for tag in [2, 1, 3] {
+            window.settle(tag, Verdict::Ack);
+        }
+
+        assert_eq!(window.flush(), [multiple(3)]);
+        assert_eq!(window.flush(), []);
+    }
+
+    #[test]
+    fn a_straggler_holds_up_the_acks_behind_it_and_nothing_else() {
+        let mut window = Window::new(100);
+        window.settle(1, Verdict::Ack);
+        window.settle(3, Verdict::Ack);
+
+        let before = window.flush();
+        window.settle(2, Verdict::Ack);
+        let after = window.flush();
+
+        assert_eq!(before, [multiple(1)]);
+        assert_eq!(after, [multiple(3)]);
+    }
+
+    #[test]
+    fn acks_overtake_a_straggler_once_they_fill_half_the_prefetch_window() {
+        let mut window = Window::new(2);
+        for tag in 2..=4 {
+            window.settle(tag, Verdict::Ack);
+        }
+
+        let single = |tag| Frame::Ack { tag, multiple: false };
+        assert_eq!(window.flush(), [single(2), single(3), single(4)]);
+        window.settle(1, Verdict::Ack);
+        // Not through 4: those tags are gone, and the broker closes the channel over an unknown tag.
+        assert_eq!(window.flush(), [multiple(1)]);
+    }
+
+    #[test]
+    fn a_refused_job_is_told_at_once_and_does_not_end_the_prefix() {
+        let mut window = Window::new(100);
+        window.settle(1, Verdict::Ack);
+        window.settle(2, Verdict::Retry);
+        window.settle(3, Verdict::Ack);
+        window.settle(5, Verdict::GiveBack);
+
+        assert_eq!(
+            window.flush(),
+            [Frame::Reject { tag: 2 }, Frame::Nack { tag: 5 }, multiple(3)]
+        );
+    }
+
+    #[test]
+    fn a_prefix_of_refusals_alone_needs_no_ack() {
+        let mut window = Window::new(100);
+        window.settle(1, Verdict::Retry);
+
+        assert_eq!(window.flush(), [Frame::Reject { tag: 1 }]);
+        assert_eq!(window.flush(), []);
+    }
+
+    #[test]
+    fn a_receipt_of_an_old_generation_settles_nothing() {
+        let (receipts, settler) = generation(8, testing::receipt_metrics());
+        let late = receipts.receipt(1);
+
+        drop(settler);
+
+        assert!(!late.is_current());
+        late.settle(Verdict::Ack);
+    }
+
+    #[test]
+    fn a_receipt_dropped_unused_is_counted() {
+        let metrics = testing::receipt_metrics();
+        let (receipts, mut settler) = generation(8, metrics.clone());
+
+        drop(receipts.receipt(1));
+        receipts.receipt(2).settle(Verdict::Ack);
+
+        assert_eq!(metrics.dropped.get(), 1);
+        assert_eq!(settler.settled.try_recv(), Ok((2, Verdict::Ack)));
+    }
+
+    /// The broker's side of one channel: which tags it waits for, and what it closes the channel over.
+    struct Broker {
+        unacked: std::collections::BTreeSet<DeliveryTag>,
+        acked: std::collections::BTreeSet<DeliveryTag>,
+    }
+
+    impl Broker {
+        fn receive(&mut self, frame: Frame) {
+            match frame {
+                Frame::Ack { tag, multiple } => {
+                    assert!(self.unacked.contains(&tag), "406: unknown delivery tag {tag}");
+                    let covered: Vec<_> = self
+                        .unacked
+                        .iter()
+                        .copied()
+                        .filter(|other| *other == tag || (multiple && *other < tag))
+                        .collect();
+                    for tag in covered {
+                        self.unacked.remove(&tag);
+                        self.acked.insert(tag);
+                    }
+                }
+                Frame::Reject { tag } | Frame::Nack { tag } => {
+                    assert!(self.unacked.remove(&tag), "406: unknown delivery tag {tag}");
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn in_any_order_and_with_any_flushes_each_tag_gets_its_own_verdict_once(
+            verdicts in proptest::collection::vec(0_u8..3, 1..80),
+            order in proptest::collection::vec(any::<u32>(), 80),
+            flushes in proptest::collection::vec(any::<bool>(), 80),
+            held_max in 0_usize..40,
+        ) {
+            let tags = verdicts.len() as u64;
+            let verdict = |tag: DeliveryTag| match verdicts[tag as usize - 1] {
+                0 => Verdict::Ack,
+                1 => Verdict::Retry,
+                _ => Verdict::GiveBack,
+            };
+            let mut arrival: Vec<DeliveryTag> = (1..=tags).collect();
+            arrival.sort_by_key(|tag| order[*tag as usize - 1]);
+            let mut broker = Broker { unacked: (1..=tags).collect(), acked: Default::default() };
+            let mut window = Window::new(held_max);
+            let mut settled = std::collections::BTreeSet::new();
+
+            for (tag, flush) in arrival.into_iter().zip(flushes) {
+                window.settle(tag, verdict(tag));
+                settled.insert(tag);
+                if flush {
+                    window.flush().into_iter().for_each(|frame| broker.receive(frame));
+                }
+                prop_assert!(broker.acked.is_subset(&settled), "acked before it was settled");
+            }
+            window.flush().into_iter().for_each(|frame| broker.receive(frame));
+
+            prop_assert!(broker.unacked.is_empty());
+            let expected: std::collections::BTreeSet<_> = (1..=tags).filter(|tag| verdict(*tag) == Verdict::Ack).collect();
+            prop_assert_eq!(broker.acked, expected);
+        }
+    }
+}
