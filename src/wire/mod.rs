@@ -1,5 +1,178 @@
 //! The messages: what a job and a reply look like on the wire (DESIGN, section 2).
 //!
 //! Everything here is pure: bytes in, values out. It knows nothing of models, brokers or sessions.
+//!
+//! One message, three encodings. [`request`] and [`reply`] say what a message means, [`msgpack`], [`json`] and
+//! [`binary`] how it lies in the bytes, and `message` is what the two sides hand each other. Numbers that come one
+//! by one, not as raw bytes, take the model's type in `elements`.
+//!
+//! # Memory
+//! Decoding trusts no announced length: nothing is reserved for what a body only claims to hold. A decoded message
+//! takes at most the bytes of its strings (so at most the body's length once more) and 256 bytes for each tensor,
+//! of which there are at most [`TENSORS_MAX`]; raw tensors stay slices of the body. An array of elements becomes at
+//! most 8 bytes for each byte of the array (a one-byte integer as FP64), reserved once and only after shape and
+//! body length were compared.
 
+mod binary;
+mod elements;
+pub mod error;
+mod json;
+mod message;
+mod msgpack;
+pub mod reply;
+pub mod request;
+pub mod status;
 pub mod tensor;
+
+use error::{Problem, WireError, excerpt};
+
+pub use message::TENSORS_MAX;
+
+/// How a body is encoded, by its content type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    MsgPack,
+    Json,
+    /// The binary tensor extension of the Open Inference Protocol: `json_bytes` of JSON, then raw tensors.
+    Binary {
+        json_bytes: usize,
+    },
+}
+
+impl Encoding {
+    /// The encoding that the properties of a message name.
+    ///
+    /// Case and parameters (`; charset=utf-8`) of the content type do not matter. `json_bytes_header` is the header
+    /// [`JSON_BYTES_HEADER`]; only `application/octet-stream` looks at it.
+    /// # Errors
+    /// If the content type is missing or unknown, or is `application/octet-stream` without a usable header.
+    pub fn of(
+        content_type: Option<&str>,
+        json_bytes_header: Option<i64>,
+    ) -> Result<Self, WireError> {
+        let Some(content_type) = content_type else {
+            return Err(Problem::NoContentType.at("content_type"));
+        };
+        let essence = content_type.split(';').next().unwrap_or_default().trim();
+        if MSGPACK_TYPES
+            .iter()
+            .any(|name| essence.eq_ignore_ascii_case(name))
+        {
+            return Ok(Self::MsgPack);
+        }
+        if essence.eq_ignore_ascii_case(JSON_TYPE) {
+            return Ok(Self::Json);
+        }
+        if !essence.eq_ignore_ascii_case(BINARY_TYPE) {
+            let came = excerpt(essence);
+            return Err(Problem::ContentType { came }.at("content_type"));
+        }
+        let json_bytes = json_bytes_header.and_then(|bytes| usize::try_from(bytes).ok());
+        let json_bytes = json_bytes.ok_or_else(|| Problem::NoJsonBytes.at(JSON_BYTES_HEADER))?;
+        Ok(Self::Binary { json_bytes })
+    }
+
+    /// The content type that names this encoding.
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            Self::MsgPack => MSGPACK_TYPES[0],
+            Self::Json => JSON_TYPE,
+            Self::Binary { .. } => BINARY_TYPE,
+        }
+    }
+}
+
+/// An encoded body, with what the properties of its message have to say about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded {
+    pub body: Vec<u8>,
+    /// Value of the header [`JSON_BYTES_HEADER`]; `Some` exactly for the binary tensor extension.
+    pub json_bytes: Option<usize>,
+    /// What the body really is: the error reply to a job of the binary extension is plain JSON.
+    pub content_type: &'static str,
+}
+
+impl Encoded {
+    /// The encoding that decodes this body.
+    pub fn encoding(&self) -> Encoding {
+        match self.json_bytes {
+            Some(json_bytes) => Encoding::Binary { json_bytes },
+            None if self.content_type == JSON_TYPE => Encoding::Json,
+            None => Encoding::MsgPack,
+        }
+    }
+}
+
+/// The header that says how many bytes of a binary body are its JSON part.
+///
+/// # Source
+/// Triton, "Binary Tensor Data Extension": `Inference-Header-Content-Length`.
+pub const JSON_BYTES_HEADER: &str = "inference-header-content-length";
+
+/// The first is the registered name, the others were in use before it was.
+const MSGPACK_TYPES: [&str; 3] = [
+    "application/msgpack",
+    "application/x-msgpack",
+    "application/vnd.msgpack",
+];
+const JSON_TYPE: &str = "application/json";
+const BINARY_TYPE: &str = "application/octet-stream";
+
+#[cfg(test)]
+mod roundtrip;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_content_type_chooses_the_encoding_whatever_its_case_and_parameters() {
+        for (content_type, encoding) in [
+            ("application/msgpack", Encoding::MsgPack),
+            ("Application/X-MsgPack", Encoding::MsgPack),
+            ("application/vnd.msgpack;v=1", Encoding::MsgPack),
+            ("application/json ; charset=utf-8", Encoding::Json),
+        ] {
+            assert_eq!(
+                Encoding::of(Some(content_type), None).unwrap(),
+                encoding,
+                "{content_type}"
+            );
+        }
+
+        let binary = Encoding::of(Some("application/octet-stream"), Some(12)).unwrap();
+
+        assert_eq!(binary, Encoding::Binary { json_bytes: 12 });
+    }
+
+    #[test]
+    fn a_missing_or_unknown_content_type_is_refused_with_the_allowed_ones() {
+        for content_type in [None, Some(""), Some("text/csv"), Some("application/json2")] {
+            let refusal = Encoding::of(content_type, None).unwrap_err().to_string();
+
+            for allowed in [
+                "application/msgpack",
+                "application/json",
+                "application/octet-stream",
+            ] {
+                assert!(refusal.contains(allowed), "{refusal}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_binary_body_needs_the_length_of_its_json_part() {
+        for header in [None, Some(-1)] {
+            let refusal = Encoding::of(Some("application/octet-stream"), header).unwrap_err();
+
+            assert!(refusal.to_string().contains(JSON_BYTES_HEADER), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn a_long_content_type_is_not_echoed_whole() {
+        let refusal = Encoding::of(Some(&"x".repeat(10_000)), None).unwrap_err();
+
+        assert!(refusal.to_string().len() < 400);
+    }
+}

@@ -97,7 +97,9 @@ impl FromStr for Datatype {
 
 /// The name is none of the protocol's datatypes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("is not a datatype; allowed are BOOL, UINT8/16/32/64, INT8/16/32/64, FP16, BF16, FP32, FP64 and BYTES")]
+#[error(
+    "is not a datatype; allowed are BOOL, UINT8/16/32/64, INT8/16/32/64, FP16, BF16, FP32, FP64 and BYTES"
+)]
 pub struct UnknownDatatype;
 
 /// A named tensor.
@@ -112,17 +114,86 @@ pub struct Tensor {
     pub data: Bytes,
 }
 
-#[cfg(target_endian = "big")]
-compile_error!("tensors are handed to ONNX Runtime as they lie on the wire, which is little-endian");
+impl Tensor {
+    /// Rows of the batch: the length of the first axis; a tensor without axes has no rows to speak of.
+    pub fn rows(&self) -> Option<usize> {
+        self.shape.first().copied()
+    }
+}
 
-/// Walks the elements of `BYTES` data; stops at the first one that is cut short.
-pub fn bytes_elements(data: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut rest = data;
+/// Elements in a tensor of this shape; `None` if that is more than can be counted.
+///
+/// An axis of length 0 does not hide an overflow of the others: a shape is good or bad whatever the order of its axes.
+pub fn element_count(shape: &[usize]) -> Option<usize> {
+    let product = shape
+        .iter()
+        .try_fold(1_usize, |product, &axis| product.checked_mul(axis.max(1)))?;
+    Some(if shape.contains(&0) { 0 } else { product })
+}
+
+/// The elements of `BYTES` data; ends early where the data are not laid out as [`Tensor`] says.
+pub fn bytes_elements(mut data: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
-        let (length, after) = rest.split_first_chunk::<4>()?;
-        let length = u32::from_le_bytes(*length) as usize;
-        let element = after.get(..length)?;
-        rest = &after[length..];
+        let (prefix, rest) = data.split_first_chunk::<4>()?;
+        let length = usize::try_from(u32::from_le_bytes(*prefix)).ok()?;
+        let (element, rest) = rest.split_at_checked(length)?;
+        data = rest;
         Some(element)
     })
+}
+
+/// Appends one element to `BYTES` data.
+///
+/// # Panics
+/// If the element has 4 GiB or more, which no message broker carries.
+pub fn push_bytes_element(data: &mut Vec<u8>, element: &[u8]) {
+    let length = u32::try_from(element.len()).expect("an element came in a message, below 4 GiB");
+    data.extend_from_slice(&length.to_le_bytes());
+    data.extend_from_slice(element);
+}
+
+/// Most axes of a tensor; Triton and KServe state no limit, real models have at most five or six.
+pub const AXES_MAX: usize = 8;
+
+#[cfg(target_endian = "big")]
+compile_error!(
+    "tensors are handed to ONNX Runtime as they lie on the wire, which is little-endian"
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_datatype_is_found_by_its_name() {
+        for datatype in Datatype::ALL {
+            assert_eq!(datatype.to_string().parse(), Ok(datatype));
+        }
+
+        assert_eq!("fp32".parse::<Datatype>(), Err(UnknownDatatype));
+    }
+
+    #[test]
+    fn elements_are_counted_without_overflow_whatever_the_order_of_the_axes() {
+        assert_eq!(element_count(&[]), Some(1));
+        assert_eq!(element_count(&[2, 3, 4]), Some(24));
+        assert_eq!(element_count(&[0, 3]), Some(0));
+        for overflow in [[usize::MAX, 2, 1], [0, usize::MAX, 2], [usize::MAX, 2, 0]] {
+            assert_eq!(element_count(&overflow), None, "{overflow:?}");
+        }
+    }
+
+    #[test]
+    fn bytes_elements_come_back_as_they_were_pushed_and_stop_at_a_bad_length() {
+        let mut data = Vec::new();
+        push_bytes_element(&mut data, b"one");
+        push_bytes_element(&mut data, b"");
+        push_bytes_element(&mut data, &[0xff, 0]);
+
+        let elements: Vec<_> = bytes_elements(&data).collect();
+        let cut: Vec<_> = bytes_elements(&data[..data.len() - 1]).collect();
+
+        assert_eq!(elements, [&b"one"[..], b"", &[0xff, 0]]);
+        assert_eq!(cut, [&b"one"[..], b""]);
+    }
 }

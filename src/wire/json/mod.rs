@@ -1,0 +1,276 @@
+//! JSON bodies: serde checks the syntax and finds the values, the data stay text until their datatype is known.
+//!
+//! JSON has no NaN and no infinity: in an array of floats `null` reads as NaN, and whatever is not finite is
+//! written as `null`. BYTES are strings; an element that is not UTF-8 is written with U+FFFD in place of what is not.
+
+mod object;
+mod text;
+mod write;
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use serde::de::DeserializeSeed;
+use serde_json::value::RawValue;
+
+use super::elements::Elements;
+use super::error::{Count, Index, Problem, WireError, excerpt};
+use super::message::{
+    A_BOOLEAN, A_COUNT, A_LIST, A_MAP, A_SHAPE, A_STRING, DATA, Data, ENTRY_KEYS, ENTRY_PARAMETERS,
+    Entry, Message, REPLY_KEYS, REQUEST_KEYS, REQUEST_PARAMETERS,
+};
+use super::tensor::{AXES_MAX, Datatype};
+use object::{Object, Objects, Values};
+use text::Text;
+
+pub(super) use write::{encode, header};
+
+pub(super) fn read_request(body: &Bytes) -> Result<Message, WireError> {
+    let text = utf8(body)?;
+    let [id, inputs, outputs, parameters] = parse(text, Object(REQUEST_KEYS), '{', A_MAP)??;
+    let [binary_data_output] = parameters
+        .map(|raw| nested(raw, Object(REQUEST_PARAMETERS), '{', A_MAP, "parameters"))
+        .transpose()?
+        .unwrap_or_default();
+    Ok(Message {
+        id: optional(id, "id", string)?,
+        inputs: entries(body, inputs, "inputs")?,
+        outputs: entries(body, outputs, "outputs")?,
+        binary_data_output: optional(binary_data_output, "binary_data_output", boolean)
+            .map_err(|refusal| refusal.within("parameters"))?,
+        ..Message::default()
+    })
+}
+
+pub(super) fn read_reply(body: &Bytes) -> Result<Message, WireError> {
+    let text = utf8(body)?;
+    let [model_name, model_version, id, outputs, error, code] =
+        parse(text, Object(REPLY_KEYS), '{', A_MAP)??;
+    Ok(Message {
+        model_name: optional(model_name, "model_name", string)?,
+        model_version: optional(model_version, "model_version", string)?,
+        id: optional(id, "id", string)?,
+        outputs: entries(body, outputs, "outputs")?,
+        error: optional(error, "error", string)?,
+        code: optional(code, "code", string)?,
+        ..Message::default()
+    })
+}
+
+fn entries(
+    body: &Bytes,
+    list: Option<&RawValue>,
+    name: &'static str,
+) -> Result<Option<Vec<Entry>>, WireError> {
+    let Some(list) = list else { return Ok(None) };
+    let objects = nested(list, Objects(Object(ENTRY_KEYS)), '[', A_LIST, name)?;
+    let entry_at = |(index, values)| {
+        entry(body, values).map_err(|refusal| refusal.within(Index(index)).within(name))
+    };
+    let entries: Result<_, _> = objects.into_iter().enumerate().map(entry_at).collect();
+    entries.map(Some)
+}
+
+fn entry(
+    body: &Bytes,
+    [name, datatype, shape, data, parameters]: Values<'_, 5>,
+) -> Result<Entry, WireError> {
+    let [binary_data, binary_data_size] = parameters
+        .map(|raw| nested(raw, Object(ENTRY_PARAMETERS), '{', A_MAP, "parameters"))
+        .transpose()?
+        .unwrap_or_default();
+    Ok(Entry {
+        name: optional(name, "name", string)?,
+        datatype: optional(datatype, "datatype", datatype_of)?,
+        shape: optional(shape, "shape", axes)?,
+        data: optional(data, "data", |raw| match Text::new(raw.get()).kind() {
+            "an array" => Ok(Data::Json(body.slice_ref(raw.get().as_bytes()))),
+            came => Err(Problem::Kind {
+                came,
+                allowed: DATA,
+            }),
+        })?,
+        binary_data: optional(binary_data, "binary_data", boolean)
+            .map_err(|refusal| refusal.within("parameters"))?,
+        binary_data_size: optional(binary_data_size, "binary_data_size", count)
+            .map_err(|refusal| refusal.within("parameters"))?,
+    })
+}
+
+fn utf8(body: &[u8]) -> Result<&str, WireError> {
+    std::str::from_utf8(body).map_err(|fault| {
+        let fault = format!("it is not UTF-8 from byte {} on", fault.valid_up_to());
+        Problem::NotJson { fault }.into()
+    })
+}
+
+fn optional<'a, T>(
+    raw: Option<&'a RawValue>,
+    key: &'static str,
+    read: impl Fn(&'a RawValue) -> Result<T, Problem>,
+) -> Result<Option<T>, WireError> {
+    raw.map(read).transpose().map_err(|problem| problem.at(key))
+}
+
+fn nested<'a, S, T>(
+    raw: &'a RawValue,
+    seed: S,
+    bracket: char,
+    allowed: &'static str,
+    key: &'static str,
+) -> Result<T, WireError>
+where
+    S: DeserializeSeed<'a, Value = Result<T, WireError>>,
+{
+    parse(raw.get(), seed, bracket, allowed)
+        .and_then(|value| value)
+        .map_err(|refusal| refusal.within(key))
+}
+
+/// Parses text that is to begin with `bracket`; the inner result is the seed's own.
+fn parse<'a, S: DeserializeSeed<'a>>(
+    text: &'a str,
+    seed: S,
+    bracket: char,
+    allowed: &'static str,
+) -> Result<S::Value, WireError> {
+    let mut start = Text::new(text);
+    if !start.skip(bracket) && start.kind() != "nothing" {
+        let came = start.kind();
+        return Err(Problem::Kind { came, allowed }.into());
+    }
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let value = seed.deserialize(&mut deserializer).map_err(refused)?;
+    deserializer.end().map_err(refused)?;
+    Ok(value)
+}
+
+/// A syntax error's text is serde's, a position and no content. A type error's would quote the value.
+fn refused(error: serde_json::Error) -> WireError {
+    if error.is_data() {
+        let came = "an array with something else than objects in it";
+        return Problem::Kind {
+            came,
+            allowed: A_LIST,
+        }
+        .into();
+    }
+    let fault = error.to_string();
+    Problem::NotJson { fault }.into()
+}
+
+fn string(raw: &RawValue) -> Result<String, Problem> {
+    let mut text = Text::new(raw.get());
+    match text.kind() {
+        "a string" => text.string().map(Cow::into_owned),
+        came => Err(Problem::Kind {
+            came,
+            allowed: A_STRING,
+        }),
+    }
+}
+
+fn boolean(raw: &RawValue) -> Result<bool, Problem> {
+    match raw.get() {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        other => Err(Problem::Kind {
+            came: Text::new(other).kind(),
+            allowed: A_BOOLEAN,
+        }),
+    }
+}
+
+fn count(raw: &RawValue) -> Result<usize, Problem> {
+    count_of(raw.get())
+}
+
+fn count_of(text: &str) -> Result<usize, Problem> {
+    text.parse().map_err(|_| Problem::Kind {
+        came: match Text::new(text).kind() {
+            "a number" => "a number with a fraction, an exponent or too many digits",
+            kind => kind,
+        },
+        allowed: A_COUNT,
+    })
+}
+
+fn datatype_of(raw: &RawValue) -> Result<Datatype, Problem> {
+    let name = string(raw)?;
+    name.parse().map_err(|cause| Problem::Datatype {
+        came: excerpt(&name),
+        cause,
+    })
+}
+
+fn axes(raw: &RawValue) -> Result<Vec<usize>, Problem> {
+    let mut text = Text::new(raw.get());
+    if !text.skip('[') {
+        let came = text.kind();
+        return Err(Problem::Kind {
+            came,
+            allowed: A_SHAPE,
+        });
+    }
+    let mut axes = Vec::with_capacity(AXES_MAX);
+    while !text.skip(']') {
+        if axes.len() == AXES_MAX {
+            return Err(Problem::Axes);
+        }
+        axes.push(count_of(text.word())?);
+        text.skip(',');
+    }
+    Ok(axes)
+}
+
+/// Decodes an array that serde has accepted; `count` is the number of elements of `shape`.
+pub(super) fn elements(
+    array: &[u8],
+    shape: &[usize],
+    count: usize,
+    expected: Datatype,
+) -> Result<Bytes, Problem> {
+    let text = utf8(array).map_err(|refusal| refusal.problem)?;
+    // An element has two bytes at least, itself and a comma or a bracket.
+    let mut elements = Elements::new(expected, count.min(array.len() / 2));
+    let mut text = Text::new(text);
+    let mut inside = text.clone();
+    match shape {
+        [outer, inner @ ..] if inside.skip('[') && inside.skip('[') => {
+            fill(&mut text, *outer, inner, &mut elements)?;
+        }
+        _ => fill(&mut text, count, &[], &mut elements)?,
+    }
+    Ok(elements.finish())
+}
+
+/// One array of `length`, and the arrays in it, as deep as `inner` has axes.
+fn fill(
+    text: &mut Text<'_>,
+    length: usize,
+    inner: &[usize],
+    elements: &mut Elements,
+) -> Result<(), Problem> {
+    if !text.skip('[') {
+        return Err(Problem::nesting(text.kind(), "an array"));
+    }
+    let mut came = 0;
+    while !text.skip(']') {
+        if came == length {
+            return Err(Problem::Length {
+                came: Count::MoreThan(length),
+                expected: length,
+            });
+        }
+        match inner {
+            [] => elements.push(&text.scalar()?)?,
+            [length, inner @ ..] => fill(text, *length, inner, elements)?,
+        }
+        came += 1;
+        text.skip(',');
+    }
+    if came != length {
+        return Err(Problem::length(came, length));
+    }
+    Ok(())
+}
