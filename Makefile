@@ -1,0 +1,39 @@
+# Everything here sets up what it needs: a Rust toolchain, git and make are enough on Debian and Ubuntu.
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test lint models clean
+
+TRAIN := target/train
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what is missing: RabbitMQ, a C compiler, ONNX Runtime, Python packages of the tests
+	@scripts/setup
+
+build: setup ## Build the release binary
+	cargo build --release --locked
+
+demo: build ## Run a broker, a worker and a producer, and show what they do
+	scripts/demo
+
+# The broker first: nearly every other test stands on it.
+test: setup ## Run all tests against private brokers
+	tests/scripts/broker_test
+	cargo test --locked
+
+lint: ## Check format, lints, documentation, dependencies, scripts and the tree
+	@scripts/setup lint
+	cargo fmt --all --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+	scripts/check-dependencies
+	scripts/check-scripts
+	scripts/check-tree
+
+models: ## Train the models of models/ anew (CPython 3.11 on x86_64)
+	python3.11 -m venv $(TRAIN)
+	$(TRAIN)/bin/python -m pip install --quiet --require-hashes --requirement models/requirements.txt
+	$(TRAIN)/bin/python models/train.py all
+
+clean: ## Remove all that was built; .deps, which was downloaded, stays
+	cargo clean
