@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use crate::wire::WireError;
+use crate::wire::error::WireError;
 use crate::wire::status::Status;
 
 /// Why a job gets an error reply. The text is that reply's: it names the field, what came and what is allowed, and

@@ -1,5 +1,14 @@
 //! Stateless workers that take prediction jobs off RabbitMQ, batch them, run ONNX models and reply.
 
-pub mod model;
-pub mod wire;
 pub mod worker;
+
+pub mod wire;
+
+pub mod broker;
+pub mod model;
+
+pub mod cli;
+pub mod telemetry;
+
+pub mod config;
+pub mod error;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
-use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
+use lapin::uri::{AMQPUri, SASLMechanism};
 use lapin::{Connection, ConnectionProperties, ErrorKind};
 
 use super::BrokerError;
@@ -56,16 +56,13 @@ pub fn address(uri: &AMQPUri) -> String {
 /// The URI as it is configured at this moment.
 ///
 /// # Errors
-/// The file of `broker.uri_file` cannot be read, or the text is not an AMQP URI.
+/// The file of `broker.uri_file` cannot be read, or holds no AMQP URI.
 pub fn uri(config: &BrokerConfig) -> Result<AMQPUri, BrokerError> {
-    let text = match &config.uri_file {
-        Some(path) => read("broker.uri_file", path)?,
-        None => config.uri.expose().to_owned(),
-    };
-    let mut uri: AMQPUri = text.trim().parse().map_err(BrokerError::Uri)?;
+    let current = config.current_uri()?;
+    let mut uri = current.expose().clone();
     // lapin takes the broker's 60 s unless asked, and sees a dead peer only after two of them.
     uri.query.heartbeat.get_or_insert(seconds(config.heartbeat));
-    if config.client_certificate_file.is_some() && uri.scheme == AMQPScheme::AMQPS {
+    if config.client_certificate_file.is_some() && current.is_tls() {
         uri.query.auth_mechanism.get_or_insert(SASLMechanism::External);
     }
     Ok(uri)

@@ -48,7 +48,15 @@ pub struct Link {
     live: watch::Receiver<Option<Arc<Connection>>>,
 }
 
+/// The supervisor's end of a link.
+pub type Live = watch::Sender<Option<Arc<Connection>>>;
+
 impl Link {
+    pub fn new() -> (Live, Self) {
+        let (live, receiver) = watch::channel(None);
+        (live, Self { live: receiver })
+    }
+
     /// Waits until there is a connection that works; `None` once the link was closed for good.
     pub async fn connection(&mut self) -> Option<Arc<Connection>> {
         let usable = |live: &Option<Arc<Connection>>| live.as_ref().is_some_and(|c| c.status().connected());
@@ -75,14 +83,8 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Starts the supervisor and returns its users' end.
-    pub fn spawn(self) -> (Link, tokio::task::JoinHandle<()>) {
-        let (live, receiver) = watch::channel(None);
-        let task = tokio::spawn(self.run(live));
-        (Link { live: receiver }, task)
-    }
-
-    async fn run(self, live: watch::Sender<Option<Arc<Connection>>>) {
+    /// Runs until `closed` fires.
+    pub async fn run(self, live: Live) {
         let mut backoff = Backoff::new(self.config.reconnect_max);
         let name = format!("{} {}", self.name, self.role.name());
         self.health.set(self.role.down(), "connecting to the broker");
@@ -113,7 +115,7 @@ impl Supervisor {
         }
     }
 
-    async fn serve(&self, connection: Arc<Connection>, live: &watch::Sender<Option<Arc<Connection>>>) {
+    async fn serve(&self, connection: Arc<Connection>, live: &Live) {
         let mut events = Box::pin(connection.events_listener());
         self.health.clear(self.role.down());
         self.metrics.connects.inc();
@@ -138,7 +140,7 @@ impl Supervisor {
 
     /// Returns why the connection ended.
     async fn watch(&self, connection: &Connection, events: &mut (impl futures_util::Stream<Item = Event> + Unpin)) -> String {
-        let blocked = Condition::Blocked(self.role.name());
+        let blocked = || Condition::Blocked(self.role.name());
         let mut said = None;
         while connection.status().connected() {
             // Some ends come without an event, so the status is looked at from time to time.
@@ -148,11 +150,11 @@ impl Supervisor {
             match event {
                 Some(Event::ConnectionBlocked(reason)) => {
                     warn!(connection = self.role.name(), "blocked by the broker: {reason}");
-                    self.health.set(blocked, &format!("blocked by the broker: {reason}"));
+                    self.health.set(blocked(), &format!("blocked by the broker: {reason}"));
                 }
                 Some(Event::ConnectionUnblocked) => {
                     info!(connection = self.role.name(), "unblocked by the broker");
-                    self.health.clear(blocked);
+                    self.health.clear(blocked());
                 }
                 // Also sent for a channel's error, which its user deals with.
                 Some(Event::Error(error)) => said = Some(error.to_string()),

@@ -7,11 +7,13 @@ pub mod topology;
 
 use std::time::Duration;
 
+use crate::config::UriFileError;
+
 /// What of `lapin`'s failures a human needs: whose move it is, and what the broker said.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
-    #[error("broker.uri is not an AMQP URI: {0}")]
-    Uri(String),
+    #[error(transparent)]
+    Uri(#[from] UriFileError),
     #[error("{key} names {path}, which cannot be read")]
     File {
         key: &'static str,

@@ -1,6 +1,7 @@
 //! Tensors as the Open Inference Protocol names them.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 use bytes::Bytes;
@@ -142,6 +143,20 @@ pub fn bytes_elements(mut data: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
+/// Where some rows of a tensor lie in its data; `rows` are within its first axis.
+pub fn rows_range(data: &[u8], datatype: Datatype, shape: &[usize], rows: &Range<usize>) -> Range<usize> {
+    let row_elements = element_count(shape.get(1..).unwrap_or_default()).unwrap_or(0);
+    if let Some(element_bytes) = datatype.element_bytes() {
+        let row_bytes = row_elements * element_bytes;
+        return rows.start * row_bytes..rows.end * row_bytes;
+    }
+    // The elements differ in length, so they are walked.
+    let bytes = |elements: usize, data| bytes_elements(data).take(elements).map(|element| 4 + element.len()).sum();
+    let start: usize = bytes(rows.start * row_elements, data);
+    let length: usize = bytes(rows.len() * row_elements, &data[start..]);
+    start..start + length
+}
+
 /// Appends one element to `BYTES` data.
 ///
 /// # Panics
@@ -163,6 +178,21 @@ compile_error!(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_are_found_where_elements_are_of_one_length_and_where_they_are_not() {
+        let mut texts = Vec::new();
+        for text in ["a", "", "ccc", "dd", "e", "f"] {
+            push_bytes_element(&mut texts, text.as_bytes());
+        }
+
+        let range = rows_range(&texts, Datatype::Bytes, &[3, 2], &(1..3));
+        let found: Vec<_> = bytes_elements(&texts[range]).collect();
+
+        assert_eq!(found, [&b"ccc"[..], b"dd", b"e", b"f"]);
+        assert_eq!(rows_range(&[0; 24], Datatype::Fp32, &[3, 2], &(1..2)), 8..16);
+        assert_eq!(rows_range(&[], Datatype::Fp32, &[3, 0], &(1..3)), 0..0);
+    }
 
     #[test]
     fn every_datatype_is_found_by_its_name() {

@@ -107,8 +107,8 @@ impl Batcher {
         if !self.jobs.iter().any(is_late) {
             return Vec::new();
         }
-        let (expired, kept): (Vec<_>, VecDeque<_>) = self.jobs.drain(..).partition(is_late);
-        self.jobs = kept;
+        let (expired, kept): (Vec<_>, Vec<_>) = self.jobs.drain(..).partition(is_late);
+        self.jobs = kept.into();
         expired
             .into_iter()
             .map(|job| Answer {

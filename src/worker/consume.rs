@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::decode::{self, Limits, Served};
+use super::decode::{self, Decoded, Limits, Served};
 use super::reply::Answer;
 use super::settle::{self, Receipt, Receipts};
 use super::{Fatal, WorkerError};
@@ -200,13 +200,13 @@ impl Consume {
                 let _ = lane.send(job).await;
             }
             Err(answer) => {
-                let _ = self.answers.send(vec![answer]).await;
+                let _ = self.answers.send(vec![*answer]).await;
             }
         }
     }
 
     /// Decodes here what is quick to decode, and a big body on a thread where it holds up nobody.
-    async fn decode(&self, delivery: Delivery) -> Result<(decode::Job, Sender<decode::Job>), Answer> {
+    async fn decode(&self, delivery: Delivery) -> Decoded {
         if delivery.body.len() <= DECODED_HERE_MAX {
             return decode::decode(delivery, &self.model, &self.limits);
         }

@@ -17,9 +17,9 @@ use super::settle::Receipt;
 use crate::error::JobError;
 use crate::model::signature::{Dim, Dims, Signature, TensorSpec};
 use crate::telemetry::metrics::{LaneMetrics, ModelMetrics};
-use crate::wire::request::{Request, RequestInput, RequestedOutput};
+use crate::wire::request::{Request, RequestInput, decode_request};
 use crate::wire::tensor::{Datatype, Tensor, bytes_elements};
-use crate::wire::{Encoding, decode_request};
+use crate::wire::{Encoding, JSON_BYTES_HEADER};
 
 /// A model as a worker serves it: one lane a version.
 pub struct Served {
@@ -100,9 +100,17 @@ impl Job {
     }
 }
 
+/// A job and the lane it is for, or the answer that says why it is none.
+pub type Decoded = Result<(Job, Sender<Job>), Box<Answer>>;
+
 /// Turns a delivery into a job for one of the model's lanes, or into the answer that says why not.
-pub fn decode(delivery: Delivery, served: &Served, limits: &Limits) -> Result<(Job, Sender<Job>), Box<Answer>> {
-    let mut envelope = Envelope::new(delivery, served);
+pub fn decode(delivery: Delivery, served: &Served, limits: &Limits) -> Decoded {
+    let mut envelope = Envelope::new(
+        delivery,
+        served.name.clone(),
+        served.default_version,
+        served.metrics.clone(),
+    );
     match admit(&mut envelope, served, limits) {
         Ok((lane, jobs, content)) => {
             let job = Job {
@@ -123,14 +131,14 @@ pub fn decode(delivery: Delivery, served: &Served, limits: &Limits) -> Result<(J
 }
 
 impl Envelope {
-    fn new(delivery: Delivery, served: &Served) -> Self {
+    pub fn new(delivery: Delivery, model: Arc<str>, default_version: u64, metrics: ModelMetrics) -> Self {
         let version = match header(&delivery.properties, VERSION) {
             Some(AMQPValue::LongString(version)) => version.to_string(),
             Some(value) => integer(value).map_or_else(String::new, |version| version.to_string()),
-            None => served.default_version.to_string(),
+            None => default_version.to_string(),
         };
         Self {
-            model: served.name.clone(),
+            model,
             version,
             encoding: Encoding::Json,
             deadline: None,
@@ -142,7 +150,7 @@ impl Envelope {
             arrived: delivery.arrived,
             properties: delivery.properties,
             body: delivery.body,
-            metrics: served.metrics.clone(),
+            metrics,
             receipt: delivery.receipt,
             _memory: delivery.memory,
         }
@@ -165,7 +173,7 @@ struct Content {
 type Admitted<'a> = (&'a Arc<Lane>, &'a Sender<Job>, Content);
 
 fn admit<'a>(envelope: &mut Envelope, served: &'a Served, limits: &Limits) -> Result<Admitted<'a>, JobError> {
-    let json_bytes = match header(&envelope.properties, "inference-header-content-length") {
+    let json_bytes = match header(&envelope.properties, JSON_BYTES_HEADER) {
         Some(AMQPValue::LongString(text)) => text.to_string().parse().ok(),
         Some(value) => integer(value),
         None => None,
@@ -253,7 +261,7 @@ fn lane<'a>(envelope: &Envelope, served: &'a Served) -> Result<&'a (Arc<Lane>, S
 }
 
 /// Puts a request's inputs into the order of the signature and checks every shape.
-fn fit(request: Request, lane: &Lane, encoding: &Encoding) -> Result<Content, JobError> {
+fn fit(mut request: Request, lane: &Lane, encoding: &Encoding) -> Result<Content, JobError> {
     let takes = &lane.signature.inputs;
     if request.inputs.len() != takes.len() {
         return Err(JobError::InputCount {
@@ -262,8 +270,9 @@ fn fit(request: Request, lane: &Lane, encoding: &Encoding) -> Result<Content, Jo
             takes: list(takes),
         });
     }
+    let outputs = wanted(&request, lane, encoding)?;
     let mut slots: Vec<Option<Tensor>> = vec![None; takes.len()];
-    for (index, input) in request.inputs.into_iter().enumerate() {
+    for (index, input) in std::mem::take(&mut request.inputs).into_iter().enumerate() {
         let place = place(&input, index, lane)?;
         let spec = &takes[place];
         if slots[place].is_some() {
@@ -278,7 +287,7 @@ fn fit(request: Request, lane: &Lane, encoding: &Encoding) -> Result<Content, Jo
     let inputs: Vec<Tensor> = slots.into_iter().flatten().collect();
     Ok(Content {
         rows: rows(&inputs, lane)?,
-        outputs: wanted(request.outputs.as_deref(), request.binary_output, lane, encoding)?,
+        outputs,
         id: request.id,
         inputs,
     })
@@ -371,33 +380,25 @@ fn rows(inputs: &[Tensor], lane: &Lane) -> Result<usize, JobError> {
 }
 
 /// The outputs asked for, or all of them.
-fn wanted(
-    requested: Option<&[RequestedOutput]>,
-    binary_by_default: Option<bool>,
-    lane: &Lane,
-    encoding: &Encoding,
-) -> Result<Vec<WantedOutput>, JobError> {
+fn wanted(request: &Request, lane: &Lane, encoding: &Encoding) -> Result<Vec<WantedOutput>, JobError> {
     let gives = &lane.signature.outputs;
-    let binary = binary_by_default.unwrap_or(!matches!(encoding, Encoding::Json));
-    let Some(requested) = requested.filter(|requested| !requested.is_empty()) else {
-        return Ok((0..gives.len()).map(|index| WantedOutput { index, binary }).collect());
+    let wanted = |index: usize| WantedOutput {
+        index,
+        binary: request.wants_binary(&gives[index].name, encoding),
+    };
+    let Some(requested) = request.outputs.as_ref().filter(|requested| !requested.is_empty()) else {
+        return Ok((0..gives.len()).map(wanted).collect());
     };
     requested
         .iter()
         .enumerate()
         .map(|(place, output)| {
-            let index = gives
-                .iter()
-                .position(|spec| spec.name == output.name)
-                .ok_or_else(|| JobError::OutputName {
-                    index: place,
-                    name: excerpt(&output.name),
-                    model: lane.model.to_string(),
-                    gives: list(gives),
-                })?;
-            Ok(WantedOutput {
-                index,
-                binary: output.binary.unwrap_or(binary),
+            let index = gives.iter().position(|spec| spec.name == output.name);
+            index.map(wanted).ok_or_else(|| JobError::OutputName {
+                index: place,
+                name: excerpt(&output.name),
+                model: lane.model.to_string(),
+                gives: list(gives),
             })
         })
         .collect()

@@ -10,9 +10,9 @@ use super::decode::{Envelope, header};
 use super::reply::Timing;
 use crate::broker::topology::Names;
 use crate::error::JobError;
-use crate::wire::reply::Encoded;
+use crate::wire::reply::encode_error;
 use crate::wire::status::Status;
-use crate::wire::{Encoding, encode_error};
+use crate::wire::{Encoded, Encoding, JSON_BYTES_HEADER};
 
 /// Something to publish.
 pub struct Message {
@@ -54,7 +54,7 @@ pub fn result(envelope: &Envelope, encoded: Encoded, timing: &Timing) -> Option<
     if let Some(bytes) = encoded.json_bytes {
         // Triton's client library takes it for a string; HTTP headers are nothing else.
         headers.insert(
-            "inference-header-content-length".into(),
+            JSON_BYTES_HEADER.into(),
             AMQPValue::LongString(bytes.to_string().into()),
         );
     }
@@ -69,7 +69,7 @@ pub fn failure(envelope: &Envelope, error: &JobError) -> Option<Message> {
     let encoded = encode_error(&envelope.encoding, status, &error.to_string());
     let content_type = match envelope.encoding {
         Encoding::MsgPack => envelope.properties.content_type().clone(),
-        Encoding::Json | Encoding::Binary { .. } => Some("application/json".into()),
+        Encoding::Json | Encoding::Binary { .. } => Some(encoded.content_type.into()),
     };
     reply(envelope, "inferq.error", content_type, headers, encoded.body)
 }

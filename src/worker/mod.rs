@@ -1,4 +1,295 @@
-//! The worker: from a queue to a confirmed reply.
+//! The worker: from a queue to a confirmed reply. This file wires the stages and knows them all; none knows another.
+//!
+//! ```text
+//! queue → consume → decode → batch → infer → reply → settle → queue
+//! ```
 
+pub mod batch;
+pub mod consume;
+pub mod decode;
+pub mod flight;
 pub mod infer;
+pub mod load;
+pub mod message;
 pub mod onnx;
+pub mod outputs;
+pub mod plan;
+pub mod reply;
+pub mod settle;
+#[cfg(test)]
+mod testing;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc::{self, Sender};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use self::batch::Batcher;
+use self::consume::Consume;
+use self::decode::{Lane, Limits, Served};
+use self::infer::Inference;
+use self::load::{LoadedModel, LoadedVersion};
+use self::message::Author;
+use self::plan::Plan;
+use self::reply::{Answer, Reply};
+use crate::broker::link::{Link, Role, Supervisor};
+use crate::broker::topology::{Mismatch, Names};
+use crate::config::{Config, QueueType};
+use crate::telemetry::health::{Condition, Health};
+use crate::telemetry::metrics::Metrics;
+
+/// Why a worker ends although nobody asked it to.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    #[error("{0}")]
+    Topology(Mismatch),
+    #[error("the device is lost: {0}")]
+    Device(String),
+    #[error("no model is left to serve:\n{0}")]
+    NoModel(String),
+    #[error("the thread of an engine could not be started")]
+    Thread(#[source] std::io::Error),
+    #[error("a stage of the worker panicked; its jobs go back to their queues")]
+    Panicked,
+}
+
+/// Raises what ends the worker; the first one counts.
+#[derive(Clone)]
+pub struct Fatal(Sender<WorkerError>);
+
+impl Fatal {
+    pub fn raise(&self, error: WorkerError) {
+        // A full channel holds an error already.
+        let _ = self.0.try_send(error);
+    }
+}
+
+/// What a worker runs with.
+pub struct Worker {
+    pub config: Config,
+    pub models: Vec<LoadedModel>,
+    pub health: Health,
+    pub metrics: Arc<Metrics>,
+    /// Fires when the worker is to finish what it holds and end.
+    pub stop: CancellationToken,
+}
+
+/// The tasks of a running worker, and the lifetimes of its connections.
+struct Running {
+    /// End by themselves once the last job is settled.
+    stages: JoinSet<()>,
+    /// End when `closed` fires.
+    supervisors: JoinSet<()>,
+    closed: CancellationToken,
+    fatal: mpsc::Receiver<WorkerError>,
+}
+
+impl Worker {
+    /// Takes jobs until `stop` fires, then finishes those in hand, for at most `worker.drain_timeout_ms`.
+    ///
+    /// What is not finished by then stays unacked, and the broker gives it to another worker.
+    /// # Errors
+    /// `WorkerError` if the worker cannot go on; its jobs go back to their queues as well.
+    pub async fn run(self) -> Result<(), WorkerError> {
+        let (stop, health) = (self.stop.clone(), self.health.clone());
+        let drain_timeout = self.config.worker.drain_timeout;
+        let mut running = self.start()?;
+        tokio::select! {
+            () = stop.cancelled() => {}
+            Some(error) = running.fatal.recv() => return Err(error),
+            Some(Err(_)) = running.stages.join_next() => return Err(WorkerError::Panicked),
+        }
+        let began = Instant::now();
+        health.set(Condition::Draining, "draining");
+        info!("draining");
+        let goodbye = GOODBYE_MAX.min(drain_timeout / 4);
+        let drained = tokio::time::timeout(drain_timeout - goodbye, running.finish()).await;
+        match drained {
+            Ok(finished) => finished?,
+            Err(_) => warn!("not all jobs were finished in time; the rest goes back to its queues"),
+        }
+        running.closed.cancel();
+        let _ = tokio::time::timeout(goodbye, running.supervisors.join_all()).await;
+        info!(drain_ms = began.elapsed().as_millis() as u64, "drained");
+        Ok(())
+    }
+
+    fn start(self) -> Result<Running, WorkerError> {
+        let closed = CancellationToken::new();
+        let mut supervisors = JoinSet::new();
+        let consuming = self.link(Role::Consume, &closed, &mut supervisors);
+        let publishing = self.link(Role::Publish, &closed, &mut supervisors);
+        let (fatal, fatal_receiver) = mpsc::channel(1);
+        let (answers, answers_receiver) = mpsc::channel(ANSWERS_QUEUED_MAX);
+        let mut stages = JoinSet::new();
+        let shared = Shared {
+            memory: Arc::new(Semaphore::new(self.config.limits.memory_bytes.min(Semaphore::MAX_PERMITS))),
+            config: self.config,
+            health: self.health,
+            metrics: self.metrics,
+            stop: self.stop,
+            fatal: Fatal(fatal),
+            answers,
+        };
+        stages.spawn(shared.reply(publishing, answers_receiver).run());
+        for model in self.models {
+            let served = shared.serve(model, &mut stages)?;
+            stages.spawn(shared.consume(served, consuming.clone()).run());
+        }
+        Ok(Running {
+            stages,
+            supervisors,
+            closed,
+            fatal: fatal_receiver,
+        })
+    }
+
+    fn link(&self, role: Role, closed: &CancellationToken, supervisors: &mut JoinSet<()>) -> Link {
+        let (live, link) = Link::new();
+        let supervisor = Supervisor {
+            role,
+            config: self.config.broker.clone(),
+            name: self.config.worker.identity(),
+            health: self.health.clone(),
+            metrics: self.metrics.link(role),
+            closed: closed.clone(),
+        };
+        supervisors.spawn(supervisor.run(live));
+        link
+    }
+}
+
+impl Running {
+    /// Waits for the stages to run dry: each ends when the one before it has.
+    async fn finish(&mut self) -> Result<(), WorkerError> {
+        loop {
+            tokio::select! {
+                stage = self.stages.join_next() => match stage {
+                    Some(Ok(())) => {}
+                    Some(Err(_)) => return Err(WorkerError::Panicked),
+                    None => return Ok(()),
+                },
+                Some(error) = self.fatal.recv() => return Err(error),
+            }
+        }
+    }
+}
+
+/// What the stages are built from.
+struct Shared {
+    config: Config,
+    health: Health,
+    metrics: Arc<Metrics>,
+    memory: Arc<Semaphore>,
+    stop: CancellationToken,
+    fatal: Fatal,
+    answers: Sender<Vec<Answer>>,
+}
+
+impl Shared {
+    fn reply(&self, link: Link, answers: mpsc::Receiver<Vec<Answer>>) -> Reply {
+        Reply {
+            link,
+            answers,
+            plan: Plan {
+                author: Author {
+                    names: Names::new(&self.config.topology.prefix),
+                    worker: self.config.worker.identity(),
+                },
+                unroutable: self.config.reply.unroutable,
+                metrics: self.metrics.reply.clone(),
+            },
+            config: self.config.reply.clone(),
+            reconnect_max: self.config.broker.reconnect_max,
+            metrics: self.metrics.reply.clone(),
+        }
+    }
+
+    fn consume(&self, model: Served, link: Link) -> Consume {
+        let delivery_limit = match self.config.topology.queue_type {
+            QueueType::Quorum => u64::from(self.config.topology.delivery_limit),
+            // A classic queue does not count; `redelivered` alone says nothing of how often.
+            QueueType::Classic => u64::MAX,
+        };
+        Consume {
+            model: Arc::new(model),
+            link,
+            broker: self.config.broker.clone(),
+            topology: self.config.topology.clone(),
+            limits: Limits {
+                body_bytes_max: self.config.limits.body_bytes_max,
+                delivery_limit,
+            },
+            memory: self.memory.clone(),
+            answers: self.answers.clone(),
+            health: self.health.clone(),
+            receipts: self.metrics.receipts.clone(),
+            stop: self.stop.clone(),
+            fatal: self.fatal.clone(),
+        }
+    }
+
+    /// Starts the lanes of a model: a batching task and its engines' threads for every version.
+    fn serve(&self, model: LoadedModel, stages: &mut JoinSet<()>) -> Result<Served, WorkerError> {
+        let name: Arc<str> = model.name.into();
+        let mut lanes = BTreeMap::new();
+        for loaded in model.versions {
+            let version = loaded.version;
+            let lane = Arc::new(Lane {
+                model: name.clone(),
+                version: version.to_string(),
+                metrics: self.metrics.lane(&name, &version.to_string()),
+                signature: loaded.signature.clone(),
+                batching: loaded.batching,
+                rows_max: loaded.rows_max,
+            });
+            let (jobs, jobs_receiver) = mpsc::channel(usize::from(self.config.broker.prefetch));
+            let (idle, idle_receiver) = mpsc::channel(loaded.engines.len());
+            let batcher = Batcher::new(lane.rows_max, lane.batching);
+            let linger = self.config.batch.linger;
+            stages.spawn(batch::run(batcher, linger, jobs_receiver, idle_receiver, self.answers.clone()));
+            self.start_engines(loaded, &lane, &idle)?;
+            lanes.insert(version, (lane, jobs));
+        }
+        Ok(Served {
+            metrics: self.metrics.model(&name),
+            default_version: model.default_version,
+            name,
+            lanes,
+        })
+    }
+
+    fn start_engines(
+        &self,
+        loaded: LoadedVersion,
+        lane: &Arc<Lane>,
+        idle: &Sender<batch::EngineSlot>,
+    ) -> Result<(), WorkerError> {
+        for (number, engine) in loaded.engines.into_iter().enumerate() {
+            let inference = Inference {
+                engine,
+                lane: lane.clone(),
+                reply_bytes_max: self.config.limits.body_bytes_max,
+                idle: idle.clone(),
+                answers: self.answers.clone(),
+                fatal: self.fatal.clone(),
+            };
+            std::thread::Builder::new()
+                .name(format!("{}-{number}", lane.model))
+                .spawn(move || inference.run())
+                .map_err(WorkerError::Thread)?;
+        }
+        Ok(())
+    }
+}
+
+/// Batches whose replies wait for the publishing task. Engines wait beyond that, and so does everything before them.
+const ANSWERS_QUEUED_MAX: usize = 8;
+/// The share of the drain timeout that is kept for closing the connections.
+const GOODBYE_MAX: Duration = Duration::from_secs(1);

@@ -5,8 +5,8 @@ use std::ops::Range;
 use super::decode::{Job, Lane};
 use super::infer::{EngineError, Output};
 use crate::error::JobError;
-use crate::wire::reply::{Encoded, ReplyMeta, ReplyOutput};
-use crate::wire::encode_reply;
+use crate::wire::Encoded;
+use crate::wire::reply::{ReplyMeta, ReplyOutput, encode_reply};
 use crate::wire::tensor::rows_range;
 
 /// The outputs of one run, and which rows of the batch they are.

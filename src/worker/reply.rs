@@ -20,7 +20,7 @@ use crate::broker::link::Link;
 use crate::config::ReplyConfig;
 use crate::error::JobError;
 use crate::telemetry::metrics::ReplyMetrics;
-use crate::wire::reply::Encoded;
+use crate::wire::Encoded;
 
 /// What a job comes to, on its way to the sender.
 pub struct Answer {
@@ -88,7 +88,7 @@ impl Reply {
         let mut more = true;
         while more || !flight.is_empty() || !refused.is_empty() {
             let mut due = Vec::new();
-            let room = flight.len() + refused.len() < self.config.unconfirmed_max;
+            let room = flight.len() + refused.len() < self.config.unconfirmed_max.get();
             let lost = tokio::select! {
                 biased;
                 landed = flight.landed(), if !flight.is_empty() => {

@@ -1,0 +1,156 @@
+//! Rows to try a model with: recorded ones if there are enough, otherwise made up.
+
+use super::golden::Golden;
+use super::signature::{Dim, Signature, TensorSpec};
+use crate::wire::tensor::Datatype;
+use crate::worker::infer::Input;
+
+/// Distinct rows for every input of a model.
+pub struct ProbeRows {
+    /// In the order of the signature.
+    inputs: Vec<InputRows>,
+}
+
+struct InputRows {
+    /// Shape of one row: the input's without its first axis.
+    shape: Vec<usize>,
+    rows: Vec<Vec<u8>>,
+}
+
+impl ProbeRows {
+    /// The first `ROWS` distinct rows of golden vectors; `None` if there are fewer, or they do not fit the model.
+    pub fn recorded(signature: &Signature, golden: &Golden) -> Option<Self> {
+        let tensors = golden.inputs_for(&signature.inputs).ok()?;
+        let rows = golden.rows()?;
+        let mut all = Vec::new();
+        for tensor in tensors {
+            let elements = super::compare::elements(tensor.datatype, &tensor.data)?;
+            // `chunks` of no elements at all would panic.
+            let per_row = elements
+                .len()
+                .checked_div(rows)
+                .filter(|per_row| *per_row > 0)?;
+            let joined = |elements: &[&[u8]]| joined(tensor.datatype, elements);
+            all.push(InputRows {
+                shape: tensor.shape.get(1..)?.to_vec(),
+                rows: elements.chunks(per_row).map(joined).collect(),
+            });
+        }
+        let row = |at: usize| all.iter().map(|input| &input.rows[at]).collect::<Vec<_>>();
+        let mut distinct: Vec<usize> = Vec::new();
+        for at in 0..rows {
+            if distinct.len() < ROWS && distinct.iter().all(|other| row(*other) != row(at)) {
+                distinct.push(at);
+            }
+        }
+        for input in &mut all {
+            input.rows = distinct.iter().map(|at| input.rows[*at].clone()).collect();
+        }
+        (distinct.len() == ROWS).then_some(Self { inputs: all })
+    }
+
+    /// Made-up rows, with `size` for every axis that is dynamic; `None` if they would take too much memory.
+    pub fn generated(signature: &Signature, size: usize) -> Option<Self> {
+        let inputs = signature.inputs.iter().enumerate();
+        let inputs = inputs.map(|(input, spec)| InputRows::generated(input, spec, size));
+        Some(Self {
+            inputs: inputs.collect::<Option<_>>()?,
+        })
+    }
+
+    /// One row, as the inputs of a run.
+    pub fn single(&self, row: usize) -> Vec<Input<'_>> {
+        self.inputs
+            .iter()
+            .map(|input| input.run(&input.rows[row..=row]))
+            .collect()
+    }
+
+    /// All rows, as the inputs of one run.
+    pub fn together(&self) -> Vec<Input<'_>> {
+        self.inputs
+            .iter()
+            .map(|input| input.run(&input.rows))
+            .collect()
+    }
+}
+
+impl InputRows {
+    fn generated(input: usize, spec: &TensorSpec, size: usize) -> Option<Self> {
+        let shape: Vec<usize> = spec
+            .shape
+            .iter()
+            .skip(1)
+            .map(|dim| match dim {
+                Dim::Fixed(size) => *size,
+                Dim::Dynamic(_) => size,
+            })
+            .collect();
+        let elements = shape
+            .iter()
+            .try_fold(1_usize, |product, size| product.checked_mul(*size))?;
+        if elements > ROW_ELEMENTS_MAX {
+            return None;
+        }
+        let row = |row: usize| {
+            let mut data = Vec::new();
+            for element in 0..elements {
+                push(spec.datatype, input, row, element, &mut data);
+            }
+            data
+        };
+        Some(Self {
+            shape,
+            rows: (0..ROWS).map(row).collect(),
+        })
+    }
+
+    fn run<'a>(&'a self, rows: &'a [Vec<u8>]) -> Input<'a> {
+        let mut shape = vec![rows.len()];
+        shape.extend(&self.shape);
+        Input {
+            shape,
+            parts: rows.iter().map(Vec::as_slice).collect(),
+        }
+    }
+}
+
+fn joined(datatype: Datatype, elements: &[&[u8]]) -> Vec<u8> {
+    let mut data = Vec::new();
+    for element in elements {
+        if datatype == Datatype::Bytes {
+            // Cannot be cut off: the length was read from four bytes.
+            data.extend((element.len() as u32).to_le_bytes());
+        }
+        data.extend(*element);
+    }
+    data
+}
+
+/// Appends a value that differs from row to row and from element to element.
+///
+/// Whole numbers are 0, 1 and 2, because they are often indices into a table whose size the signature does not tell.
+/// Floats are between -1 and 1, and in no simple relation, so that neither a mean nor a sum of them coincides.
+fn push(datatype: Datatype, input: usize, row: usize, element: usize, data: &mut Vec<u8>) {
+    let whole = ((input + row + element) % ROWS) as u8;
+    // The golden ratio's multiples spread evenly over [0, 1) and never repeat.
+    let spread =
+        ((element * ROWS + row + 1 + 7 * input) as f64 * 0.618_033_988_749_895).fract() * 2.0 - 1.0;
+    match datatype {
+        Datatype::Bool => data.push(whole % 2),
+        Datatype::Fp16 => data.extend(half::f16::from_f64(spread).to_le_bytes()),
+        Datatype::Bf16 => data.extend(half::bf16::from_f64(spread).to_le_bytes()),
+        Datatype::Fp32 => data.extend((spread as f32).to_le_bytes()),
+        Datatype::Fp64 => data.extend(spread.to_le_bytes()),
+        Datatype::Bytes => data.extend([1, 0, 0, 0, b'a' + whole]),
+        Datatype::Uint8 | Datatype::Int8 => data.push(whole),
+        Datatype::Uint16 | Datatype::Int16 => data.extend(u16::from(whole).to_le_bytes()),
+        Datatype::Uint32 | Datatype::Int32 => data.extend(u32::from(whole).to_le_bytes()),
+        Datatype::Uint64 | Datatype::Int64 => data.extend(u64::from(whole).to_le_bytes()),
+    }
+}
+
+/// With two rows an exchange of both would still look like a rule; a third, in the middle, has two neighbours.
+pub const ROWS: usize = 3;
+/// A dynamic image of 1024 x 1024 in three colours still fits; three such rows are some 50 MB.
+const ROW_ELEMENTS_MAX: usize = 1 << 22;

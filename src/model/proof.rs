@@ -1,0 +1,108 @@
+//! What a loaded model must show before it takes jobs.
+
+use super::batching::{self, Batching, BatchingError};
+use super::golden::{self, Golden, GoldenError, GoldenReport};
+use super::repository::VersionFiles;
+use super::settings::Settings;
+use crate::worker::infer::Engine;
+
+/// What a model has shown.
+#[derive(Debug)]
+pub struct Proof {
+    /// `None`: no golden vectors are recorded for this version.
+    pub golden: Option<GoldenReport>,
+    pub batching: Batching,
+}
+
+/// Runs the golden vectors, if there are any, and finds out whether rows may share a run.
+///
+/// To be called once per version, on one of its engines; [`VersionFiles::check_digest`] comes before loading.
+/// # Errors
+/// `ProofError` if the model computes something else than was recorded, or cannot be run as its settings demand.
+pub fn prove(
+    engine: &mut dyn Engine,
+    files: &VersionFiles,
+    settings: &Settings,
+) -> Result<Proof, ProofError> {
+    let golden = files.golden.as_deref().map(Golden::read).transpose()?;
+    let report = golden
+        .as_ref()
+        .map(|golden| golden::check(engine, golden))
+        .transpose()?;
+    let batching = batching::probe(engine, settings.batching, golden.as_ref())?;
+    Ok(Proof {
+        golden: report,
+        batching,
+    })
+}
+
+/// Why a model may not take jobs.
+#[derive(Debug, thiserror::Error)]
+pub enum ProofError {
+    #[error(transparent)]
+    Golden(#[from] GoldenError),
+    #[error(transparent)]
+    Batching(#[from] BatchingError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::test_engine::TestEngine;
+
+    fn files(golden: Option<&str>) -> (tempfile::TempDir, VersionFiles) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("golden.json");
+        if let Some(outputs) = golden {
+            let x = r#"{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}"#;
+            let y = format!(
+                r#"{{"name": "y", "datatype": "FP32", "shape": [1, 2], "data": {outputs}}}"#
+            );
+            std::fs::write(&path, format!(r#"{{"inputs": [{x}], "outputs": [{y}]}}"#)).unwrap();
+        }
+        let files = VersionFiles {
+            version: 1,
+            onnx: folder.path().join("model.onnx"),
+            golden: golden.map(|_| path),
+            digest: None,
+            folder: folder.path().to_owned(),
+        };
+        (folder, files)
+    }
+
+    #[test]
+    fn a_model_that_gives_what_was_recorded_may_take_jobs() {
+        let (_folder, files) = files(Some("[6, 1]"));
+
+        let proof = prove(&mut TestEngine::sums(), &files, &Settings::default()).unwrap();
+
+        assert_eq!(proof.golden.unwrap().rows, 1);
+        assert_eq!(proof.batching, Batching::Rows);
+    }
+
+    #[test]
+    fn a_model_that_gives_something_else_may_not() {
+        let (_folder, files) = files(Some("[7, 1]"));
+
+        let error = prove(&mut TestEngine::sums(), &files, &Settings::default()).unwrap_err();
+
+        assert!(matches!(
+            error,
+            ProofError::Golden(GoldenError::Deviates { .. })
+        ));
+    }
+
+    #[test]
+    fn without_golden_vectors_only_the_batching_is_found_out() {
+        let (_folder, files) = files(None);
+        let settings = Settings {
+            batching: Some(false),
+            ..Settings::default()
+        };
+
+        let proof = prove(&mut TestEngine::sums(), &files, &settings).unwrap();
+
+        assert!(proof.golden.is_none());
+        assert!(matches!(proof.batching, Batching::Off { .. }));
+    }
+}

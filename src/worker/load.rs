@@ -1,0 +1,127 @@
+//! Loading: from the files of a repository to engines that have shown what they must.
+
+use tokio::time::Instant;
+
+use tracing::{info, warn};
+
+use super::infer::Engine;
+use super::onnx::{LoadError, OnnxEngine, Runtime, SharedWeights};
+use crate::config::Config;
+use crate::error::chain;
+use crate::model::batching::Batching;
+use crate::model::digest::DigestError;
+use crate::model::proof::{self, ProofError};
+use crate::model::repository::{ModelFiles, VersionFiles};
+use crate::model::signature::Signature;
+
+/// A model that is ready to be served.
+pub struct LoadedModel {
+    pub name: String,
+    /// The highest version that could be loaded.
+    pub default_version: u64,
+    pub versions: Vec<LoadedVersion>,
+}
+
+/// One version, with an engine for each of its threads.
+pub struct LoadedVersion {
+    pub version: u64,
+    pub signature: Signature,
+    pub batching: bool,
+    pub rows_max: usize,
+    pub engines: Vec<Box<dyn Engine + Send>>,
+}
+
+/// Why a version of a model is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum VersionError {
+    #[error(transparent)]
+    Digest(#[from] DigestError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Proof(#[from] ProofError),
+}
+
+/// Loads one engine and lets it show what it must: digest, golden vectors, whether rows may share a run.
+///
+/// # Errors
+/// `VersionError` names the file at fault.
+pub fn first_engine(
+    runtime: &Runtime,
+    model: &ModelFiles,
+    files: &VersionFiles,
+    weights: &SharedWeights,
+) -> Result<(OnnxEngine, Batching), VersionError> {
+    files.check_digest()?;
+    let mut engine = OnnxEngine::load(runtime, &files.onnx, weights)?;
+    let proof = proof::prove(&mut engine, files, &model.settings)?;
+    Ok((engine, proof.batching))
+}
+
+/// Loads every version of a model. A model is served whole or not at all: jobs for a version that only this worker
+/// lacks must wait for a worker that has it, and not be refused here.
+///
+/// # Errors
+/// The first fault, as a sentence.
+pub fn load(runtime: &Runtime, config: &Config, model: &ModelFiles) -> Result<LoadedModel, VersionError> {
+    let versions = model
+        .versions
+        .iter()
+        .map(|files| load_version(runtime, config, model, files))
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(LoadedModel {
+        name: model.name.clone(),
+        default_version: versions.last().map_or(0, |version| version.version),
+        versions,
+    })
+}
+
+fn load_version(
+    runtime: &Runtime,
+    config: &Config,
+    model: &ModelFiles,
+    files: &VersionFiles,
+) -> Result<LoadedVersion, VersionError> {
+    let began = Instant::now();
+    let weights = SharedWeights::new(runtime);
+    let (first, batching) = first_engine(runtime, model, files, &weights)?;
+    let signature = first.signature().clone();
+    if !first.unserved().is_empty() {
+        warn!(model.name = model.name, "not served, since they are no tensors: {}", first.unserved().join(", "));
+    }
+    if let Batching::Off { reason } = &batching {
+        info!(model.name = model.name, model.version = files.version, "not batched: {reason}");
+    }
+    let instances = model.settings.instances.unwrap_or(config.worker.instances).get();
+    let mut engines: Vec<Box<dyn Engine + Send>> = vec![Box::new(first)];
+    for _ in 1..instances {
+        engines.push(Box::new(OnnxEngine::load(runtime, &files.onnx, &weights)?));
+    }
+    info!(
+        model.name = model.name,
+        model.version = files.version,
+        instances,
+        load_ms = began.elapsed().as_millis() as u64,
+        "model loaded"
+    );
+    Ok(LoadedVersion {
+        version: files.version,
+        signature,
+        batching: batching == Batching::Rows,
+        rows_max: model.settings.rows_max.unwrap_or(config.batch.rows_max).get(),
+        engines,
+    })
+}
+
+/// Loads what can be loaded; the others come back with their faults.
+pub fn load_all(runtime: &Runtime, config: &Config, models: &[ModelFiles]) -> (Vec<LoadedModel>, Vec<(String, String)>) {
+    let mut loaded = Vec::new();
+    let mut faults = Vec::new();
+    for model in models {
+        match load(runtime, config, model) {
+            Ok(model) => loaded.push(model),
+            Err(error) => faults.push((model.name.clone(), chain(&error))),
+        }
+    }
+    (loaded, faults)
+}
