@@ -1,0 +1,230 @@
+//! The rules of texts: paths, addresses, names and words to choose from.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use ::config::ValueKind;
+use tracing_subscriber::EnvFilter;
+
+use super::{Refusal, Rule, text_of};
+use crate::config::uri::{BrokerUri, UriError};
+use crate::config::values::{Choice, Device};
+
+/// One of a few words.
+pub(in crate::config) struct OneOf<T: 'static>(pub &'static [T]);
+
+impl<T: Choice> Rule for OneOf<T> {
+    type Checked = T;
+
+    fn allowed(&self) -> String {
+        let words: Vec<String> = self
+            .0
+            .iter()
+            .map(|choice| format!("{:?}", choice.word()))
+            .collect();
+        words.join(" or ")
+    }
+
+    fn check(&self, given: &ValueKind) -> Result<T, Refusal> {
+        let word = text_of(given)?;
+        self.0
+            .iter()
+            .copied()
+            .find(|choice| choice.word() == word)
+            .ok_or(Refusal::Value)
+    }
+}
+
+/// A path that must be given.
+pub(in crate::config) struct RequiredPath;
+
+impl Rule for RequiredPath {
+    type Checked = PathBuf;
+
+    fn allowed(&self) -> String {
+        "a path".to_owned()
+    }
+
+    fn check(&self, given: &ValueKind) -> Result<PathBuf, Refusal> {
+        OptionalPath.check(given)?.ok_or(Refusal::Value)
+    }
+}
+
+/// A path, or nothing.
+pub(in crate::config) struct OptionalPath;
+
+impl Rule for OptionalPath {
+    type Checked = Option<PathBuf>;
+
+    fn allowed(&self) -> String {
+        "a path, or \"\" for none".to_owned()
+    }
+
+    fn check(&self, given: &ValueKind) -> Result<Option<PathBuf>, Refusal> {
+        let path = text_of(given)?;
+        if path.contains("://") {
+            // Most likely the broker's URI under the wrong key, password and all.
+            return Err(Refusal::Because("is a URI".to_owned()));
+        }
+        Ok((!path.is_empty()).then(|| PathBuf::from(path)))
+    }
+}
+
+/// The broker's address.
+pub(in crate::config) struct Uri;
+
+impl Rule for Uri {
+    type Checked = BrokerUri;
+
+    fn allowed(&self) -> String {
+        "amqp://user:password@host:port/vhost, or amqps:// for TLS".to_owned()
+    }
+
+    fn check(&self, given: &ValueKind) -> Result<BrokerUri, Refusal> {
+        let uri = text_of(given).map_err(|_| Refusal::Because("is not a text".to_owned()))?;
+        uri.parse()
+            .map_err(|error: UriError| Refusal::Because(error.to_string()))
+    }
+}
+
+/// What the names of exchanges and queues begin with.
+pub(in crate::config) struct TopologyPrefix;
+
+impl Rule for TopologyPrefix {
+    type Checked = String;
+
+    fn allowed(&self) -> String {
+        "1 to 32 of a-z, A-Z, 0-9, dot, underscore and hyphen, not beginning with \"amq.\" (RabbitMQ's own)".to_owned()
+    }
+
+    fn check(&self, given: &ValueKind) -> Result<String, Refusal> {
+        let prefix = text_of(given)?;
+        let fits = (1..=32).contains(&prefix.len())
+            && prefix
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+        if fits && !prefix.starts_with("amq.") {
+            Ok(prefix.to_owned())
+        } else {
+            Err(Refusal::Value)
+        }
+    }
+}
+
+/// Names of models, each once.
+pub(in crate::config) struct ModelNames;
+
+impl Rule for ModelNames {
+    type Checked = Vec<String>;
+
+    fn allowed(&self) -> String {
+        "a list of model names, each once: up to 64 of a-z, 0-9, dot, underscore and hyphen, beginning with a letter or digit"
+            .to_owned()
+    }
+
+    fn check(&self, given: &ValueKind) -> Result<Vec<String>, Refusal> {
+        let ValueKind::Array(entries) = given else {
+            return Err(Refusal::Value);
+        };
+        let names: Vec<String> = entries
+            .iter()
+            .map(|entry| text_of(&entry.kind).map(str::to_owned))
+            .collect::<Result<_, _>>()?;
+        let mut seen = HashSet::new();
+        match names
+            .iter()
+            .find(|name| !is_model_name(name) || !seen.insert(name.as_str()))
+        {
+            Some(name) if is_model_name(name) => {
+                Err(Refusal::Because(format!("names {name:?} twice")))
+            }
+            Some(name) => Err(Refusal::Because(format!("holds {name:?}"))),
+            None => Ok(names),
+        }
+    }
+}
+
+/// The device that models run on.
+pub(in crate::config) struct DeviceRule;
+
+impl Rule for DeviceRule {
+    type Checked = Device;
+
+    fn allowed(&self) -> String {
+        "\"cpu\" (\"cuda:N\" is not: this build runs on the CPU only)".to_owned()
+    }
+
+    fn check(&self, given: &ValueKind) -> Result<Device, Refusal> {
+        match text_of(given)?.parse() {
+            Ok(Device::Cpu) => Ok(Device::Cpu),
+            Ok(Device::Cuda(_)) | Err(_) => Err(Refusal::Value),
+        }
+    }
+}
+
+/// What a worker is called.
+pub(in crate::config) struct WorkerName;
+
+impl Rule for WorkerName {
+    type Checked = Option<String>;
+
+    fn allowed(&self) -> String {
+        "up to 128 printable characters".to_owned()
+    }
+
+    fn check(&self, given: &ValueKind) -> Result<Option<String>, Refusal> {
+        let name = text_of(given)?;
+        if name.chars().count() > 128 || name.chars().any(char::is_control) {
+            return Err(Refusal::Value);
+        }
+        Ok((!name.is_empty()).then(|| name.to_owned()))
+    }
+}
+
+/// An address to listen on, or nothing.
+pub(in crate::config) struct OptionalAddress;
+
+impl Rule for OptionalAddress {
+    type Checked = Option<SocketAddr>;
+
+    fn allowed(&self) -> String {
+        "address:port such as \"0.0.0.0:9090\" or \"[::]:9090\", or \"\" for none".to_owned()
+    }
+
+    fn check(&self, given: &ValueKind) -> Result<Option<SocketAddr>, Refusal> {
+        let address = text_of(given)?;
+        if address.is_empty() {
+            return Ok(None);
+        }
+        address.parse().map(Some).map_err(|_| Refusal::Value)
+    }
+}
+
+/// What is logged, in the syntax of `tracing_subscriber::EnvFilter`.
+pub(in crate::config) struct LogFilter;
+
+impl Rule for LogFilter {
+    type Checked = String;
+
+    fn allowed(&self) -> String {
+        "error, warn, info, debug, trace or off, alone or for parts of the program: \"warn,inferq=debug\"".to_owned()
+    }
+
+    fn check(&self, given: &ValueKind) -> Result<String, Refusal> {
+        let filter = text_of(given)?;
+        match EnvFilter::try_new(filter) {
+            Ok(_) if !filter.is_empty() => Ok(filter.to_owned()),
+            Ok(_) | Err(_) => Err(Refusal::Value),
+        }
+    }
+}
+
+fn is_model_name(name: &str) -> bool {
+    let first = name.as_bytes().first();
+    name.len() <= 64
+        && first.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+        && name.bytes().all(|byte| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte)
+        })
+}
