@@ -1,1 +1,31 @@
-fn main() {}
+//! The `inferq` binary: parses, calls one function of `cli`, and turns an error into an exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use inferq::cli::Cli;
+use inferq::config::ConfigError;
+use inferq::worker::onnx::TELEMETRY_OFF;
+
+fn main() -> ExitCode {
+    rule_out_telemetry();
+    match Cli::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("inferq: {}", inferq::error::chain(error.as_ref()));
+            ExitCode::from(if error.is::<ConfigError>() { BAD_CONFIGURATION } else { FATAL })
+        }
+    }
+}
+
+/// Nothing later than this is a full opt-out: ONNX Runtime reads the variable when it is initialised.
+fn rule_out_telemetry() {
+    // SAFETY: the first statement of `main`, so there is no other thread that could read the environment.
+    #[expect(unsafe_code, reason = "ONNX Runtime listens to nothing but this variable")]
+    unsafe {
+        std::env::set_var(TELEMETRY_OFF, "1");
+    }
+}
+
+const FATAL: u8 = 1;
+const BAD_CONFIGURATION: u8 = 2;

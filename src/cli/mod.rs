@@ -1,3 +1,116 @@
 //! The command line: one file a subcommand.
 
 pub mod config;
+pub mod models;
+pub mod worker;
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+use self::config::ConfigArgs;
+use self::models::ModelsArgs;
+use crate::config::{Config, ConfigError, Loaded};
+use crate::model::repository::VersionFiles;
+use crate::worker::onnx::{OnnxEngine, Runtime, SharedWeights};
+
+/// Runs ONNX models behind RabbitMQ queues.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    settings: SettingsArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Take jobs off the queues until SIGTERM, then finish what is in hand
+    Worker,
+    /// What is in the model repository, and whether it is fit to be served
+    Models(ModelsArgs),
+    /// The effective configuration, and where each value came from
+    Config(ConfigArgs),
+}
+
+/// Where settings come from, besides the environment (`INFERQ_BROKER__URI` and so on).
+#[derive(Debug, Args)]
+struct SettingsArgs {
+    /// Configuration file [default: inferq.toml in the working folder, if there is one]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address of the broker (broker.uri); other users of the machine can see it, so secrets belong elsewhere
+    #[arg(long, global = true, value_name = "URI")]
+    broker: Option<String>,
+    /// Model repository (models.repository)
+    #[arg(long, global = true, value_name = "FOLDER")]
+    models: Option<String>,
+    /// Address of the metrics and health endpoints (telemetry.listen)
+    #[arg(long, global = true, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// Any other setting, such as batch.rows_max=32
+    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+}
+
+impl SettingsArgs {
+    fn file(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
+    fn overrides(&self) -> Vec<(&str, String)> {
+        let named = [
+            ("broker.uri", &self.broker),
+            ("models.repository", &self.models),
+            ("telemetry.listen", &self.listen),
+        ];
+        let named = named.into_iter().filter_map(|(key, value)| Some((key, value.clone()?)));
+        let others = self.set.iter().map(|(key, value)| (key.as_str(), value.clone()));
+        named.chain(others).collect()
+    }
+
+    fn load(&self) -> Result<Loaded, ConfigError> {
+        Config::load(self.file(), &self.overrides())
+    }
+}
+
+impl Cli {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// One sentence, or for a bad configuration one a fault; `ConfigError` can be told apart.
+    pub fn run(self) -> anyhow::Result<()> {
+        let mut out = std::io::stdout().lock();
+        match self.command {
+            Command::Worker => worker::run(self.settings.load()?.config),
+            Command::Models(args) => {
+                let config = self.settings.load()?.config;
+                let mut runtime = None;
+                let mut load = |files: &VersionFiles| load_to_look_at(&mut runtime, files);
+                Ok(models::run(&args.command, &config.models.repository, &mut load, &mut out)?)
+            }
+            Command::Config(args) => config::run(&args, self.settings.file(), &self.settings.overrides(), &mut out),
+        }
+    }
+}
+
+/// Loads a model for `inferq models`; ONNX Runtime is loaded with the first one.
+fn load_to_look_at(runtime: &mut Option<Runtime>, files: &VersionFiles) -> anyhow::Result<models::Loaded> {
+    let runtime = match runtime {
+        Some(runtime) => runtime,
+        None => runtime.insert(Runtime::load()?),
+    };
+    let engine = OnnxEngine::load(runtime, &files.onnx, &SharedWeights::new(runtime))?;
+    Ok(models::Loaded {
+        unserved: engine.unserved().to_vec(),
+        engine: Box::new(engine),
+    })
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
+        _ => Err("allowed is KEY=VALUE, such as batch.rows_max=32".to_owned()),
+    }
+}

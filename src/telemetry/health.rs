@@ -15,6 +15,8 @@ pub enum Condition {
     PublishConnection,
     /// A resource alarm of the broker, on the connection of this role.
     Blocked(&'static str),
+    /// This model could not be loaded, or did not give what it should.
+    Model(Arc<str>),
     /// The consumer of this model is not running.
     Consumer(Arc<str>),
     Draining,
@@ -26,6 +28,7 @@ impl Condition {
             Self::Loading => "loading",
             Self::ConsumeConnection | Self::PublishConnection => "broker",
             Self::Blocked(_) => "blocked",
+            Self::Model(_) => "model",
             Self::Consumer(_) => "queue",
             Self::Draining => "draining",
         }

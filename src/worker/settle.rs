@@ -306,7 +306,7 @@ mod tests {
 
     #[test]
     fn a_receipt_of_an_old_generation_settles_nothing() {
-        let (receipts, settler) = generation(8, testing::receipt_metrics());
+        let (receipts, settler) = generation(8, super::super::testing::receipt_metrics());
         let late = receipts.receipt(1);
 
         drop(settler);
@@ -317,7 +317,7 @@ mod tests {
 
     #[test]
     fn a_receipt_dropped_unused_is_counted() {
-        let metrics = testing::receipt_metrics();
+        let metrics = super::super::testing::receipt_metrics();
         let (receipts, mut settler) = generation(8, metrics.clone());
 
         drop(receipts.receipt(1));

@@ -1,0 +1,114 @@
+//! `inferq worker`: loads the models, serves its HTTP endpoints, and works until it is told to stop.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::config::Config;
+use crate::model::repository;
+use crate::telemetry::health::{Condition, Health};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::{log, server};
+use crate::worker::load::{self, LoadedModel};
+use crate::worker::onnx::Runtime;
+use crate::worker::{Worker, WorkerError};
+
+/// Runs a worker to its end.
+///
+/// # Errors
+/// Whatever keeps it from starting or going on, as one sentence.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    log::start(&config.telemetry)?;
+    // One thread is all that decoding, publishing and settling need; inference has threads of its own.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let ended = runtime.block_on(work(config));
+    // A model that is still loading must not hold up the end.
+    runtime.shutdown_background();
+    ended
+}
+
+async fn work(config: Config) -> anyhow::Result<()> {
+    let health = Health::default();
+    let metrics = Arc::new(Metrics::new()?);
+    let stop = stop_on_signals()?;
+    let closed = CancellationToken::new();
+    health.set(Condition::Loading, "loading models");
+    let listen = match config.telemetry.listen {
+        Some(address) => {
+            let listener = server::bind(address).await?;
+            let address = listener.local_addr()?;
+            tokio::spawn(server::serve(listener, health.clone(), metrics.clone(), closed.clone()));
+            address.to_string()
+        }
+        None => "nothing".to_owned(),
+    };
+    tokio::spawn(say_when_ready(health.clone(), listen));
+    let loading = {
+        let (config, health) = (config.clone(), health.clone());
+        tokio::task::spawn_blocking(move || load_models(&config, &health))
+    };
+    let models = tokio::select! {
+        models = loading => models??,
+        () = stop.cancelled() => return Ok(()),
+    };
+    health.clear(Condition::Loading);
+    let worker = Worker {
+        config,
+        models,
+        health,
+        metrics,
+        stop,
+    };
+    let ended = worker.run().await;
+    closed.cancel();
+    Ok(ended?)
+}
+
+fn load_models(config: &Config, health: &Health) -> anyhow::Result<Vec<LoadedModel>> {
+    let runtime = Runtime::load()?;
+    info!(library = %runtime.library().display(), "ONNX Runtime loaded");
+    let models = repository::scan(&config.models.repository, &config.models.load)?;
+    let (loaded, faults) = load::load_all(&runtime, config, &models);
+    for (model, fault) in &faults {
+        error!(model.name = model, "model not served: {fault}");
+        health.set(Condition::Model(model.as_str().into()), fault);
+    }
+    if loaded.is_empty() {
+        let faults: Vec<_> = faults.iter().map(|(model, fault)| format!("{model}: {fault}")).collect();
+        return Err(WorkerError::NoModel(faults.join("\n")).into());
+    }
+    Ok(loaded)
+}
+
+async fn say_when_ready(health: Health, listen: String) {
+    health.ready().await;
+    info!(listen, "ready");
+}
+
+/// The first SIGTERM or SIGINT fires the token, a second one ends the process at once: what it holds is unacked, and the
+/// broker gives it to another worker.
+fn stop_on_signals() -> anyhow::Result<CancellationToken> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be listened for")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be listened for")?;
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    tokio::spawn(async move {
+        for again in [false, true] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if again {
+                info!("stopping at once");
+                std::process::exit(STOPPED_AT_ONCE);
+            }
+            stopping.cancel();
+        }
+    });
+    Ok(stop)
+}
+
+const STOPPED_AT_ONCE: i32 = 1;
