@@ -7,7 +7,7 @@ use std::fmt;
 
 use super::compare::{Deviation, Tolerance, elements, worst};
 use super::golden::Golden;
-use super::probe_rows::{ProbeRows, ROWS};
+use super::probe_rows::{Form, ProbeRows, ROWS};
 use super::signature::{Dim, Signature};
 use crate::wire::tensor::Datatype;
 use crate::worker::infer::{Engine, EngineError, Output};
@@ -27,7 +27,7 @@ pub enum Batching {
 /// show, but not axes that cannot hold several rows. Rows come from `golden` if it has enough of them. What cannot
 /// be shown counts as not batchable: that costs speed, and a wrong guess would spoil answers.
 ///
-/// Time: up to four runs of a few rows, a few times that if the model has dynamic axes besides the first.
+/// Time: four runs of a few rows, and again for every other form of made-up rows while nothing is shown.
 /// # Errors
 /// `BatchingError::Axes` if batching is demanded of a model whose axes forbid it, `BatchingError::Device` if the
 /// device is lost on the way.
@@ -45,13 +45,9 @@ pub fn probe(
         None => try_rows(engine, &signature, golden)?,
     };
     match (trial, wanted) {
-        (Trial::Independent, _) | (Trial::Coupled(_) | Trial::Unproven(_), Some(true)) => {
-            Ok(Batching::Rows)
-        }
+        (Trial::Independent, _) | (Trial::Coupled(_) | Trial::Unproven(_), Some(true)) => Ok(Batching::Rows),
         (Trial::Axes(axis), Some(true)) => Err(BatchingError::Axes { axis }),
-        (Trial::Axes(reason) | Trial::Coupled(reason) | Trial::Unproven(reason), _) => {
-            Ok(off(reason))
-        }
+        (Trial::Axes(reason) | Trial::Coupled(reason) | Trial::Unproven(reason), _) => Ok(off(reason)),
     }
 }
 
@@ -88,26 +84,19 @@ fn first_axes(signature: &Signature) -> Option<String> {
     })
 }
 
-fn try_rows(
-    engine: &mut dyn Engine,
-    signature: &Signature,
-    golden: Option<&Golden>,
-) -> Result<Trial, BatchingError> {
+fn try_rows(engine: &mut dyn Engine, signature: &Signature, golden: Option<&Golden>) -> Result<Trial, BatchingError> {
     let recorded = golden.and_then(|golden| ProbeRows::recorded(signature, golden));
     let is_dynamic = |dim: &Dim| matches!(dim, Dim::Dynamic(_));
     let has_inner = signature
         .inputs
         .iter()
         .any(|spec| spec.shape.iter().skip(1).any(is_dynamic));
-    let sizes = if has_inner {
-        &INNER_SIZES[..]
-    } else {
-        &INNER_SIZES[..1]
-    };
+    let sizes = if has_inner { &INNER_SIZES[..] } else { &INNER_SIZES[..1] };
     // Made only when the rows before them have shown nothing.
-    let generated = sizes
+    let forms = sizes
         .iter()
-        .filter_map(|size| ProbeRows::generated(signature, *size));
+        .flat_map(|size| SCALES.map(|scale| Form { size: *size, scale }));
+    let generated = forms.filter_map(|form| ProbeRows::generated(signature, form));
     let mut reasons = Vec::new();
     for rows in recorded.into_iter().chain(generated) {
         match compare_runs(engine, signature, &rows)? {
@@ -125,11 +114,7 @@ fn try_rows(
     )))
 }
 
-fn compare_runs(
-    engine: &mut dyn Engine,
-    signature: &Signature,
-    rows: &ProbeRows,
-) -> Result<Trial, BatchingError> {
+fn compare_runs(engine: &mut dyn Engine, signature: &Signature, rows: &ProbeRows) -> Result<Trial, BatchingError> {
     let mut runs = Vec::new();
     for row in 0..ROWS {
         match engine.run(&rows.single(row)) {
@@ -167,9 +152,7 @@ fn compare_runs(
                 )));
             }
         }
-        differ |= singles
-            .iter()
-            .any(|single| single.elements != singles[0].elements);
+        differ |= singles.iter().any(|single| single.elements != singles[0].elements);
     }
     Ok(if differ {
         Trial::Independent
@@ -180,9 +163,7 @@ fn compare_runs(
 
 fn unproven(rows: &str, error: EngineError) -> Result<Trial, BatchingError> {
     match error {
-        EngineError::Run(_) | EngineError::Memory(_) => {
-            Ok(Trial::Unproven(format!("with {rows}, {error}")))
-        }
+        EngineError::Run(_) | EngineError::Memory(_) => Ok(Trial::Unproven(format!("with {rows}, {error}"))),
         EngineError::Device(_) => Err(BatchingError::Device(error)),
     }
 }
@@ -203,12 +184,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-fn difference(
-    datatype: Datatype,
-    single: &Rows<'_>,
-    together: &Rows<'_>,
-    row: usize,
-) -> Option<Difference> {
+fn difference(datatype: Datatype, single: &Rows<'_>, together: &Rows<'_>, row: usize) -> Option<Difference> {
     let columns = single.elements.len();
     if single.shape != together.shape || together.elements.len() != columns * ROWS {
         return Some(Difference::Shape {
@@ -217,20 +193,12 @@ fn difference(
         });
     }
     let of_row = &together.elements[row * columns..(row + 1) * columns];
-    let worst = worst(
-        datatype,
-        &single.elements,
-        of_row,
-        Tolerance::default_for(datatype),
-    )?;
+    let worst = worst(datatype, &single.elements, of_row, Tolerance::default_for(datatype))?;
     (!worst.is_allowed()).then_some(Difference::Value(worst))
 }
 
 enum Difference {
-    Shape {
-        single: Vec<usize>,
-        together: Vec<usize>,
-    },
+    Shape { single: Vec<usize>, together: Vec<usize> },
     Value(Deviation),
 }
 
@@ -248,17 +216,13 @@ impl fmt::Display for Difference {
 }
 
 fn off(reason: impl Into<String>) -> Batching {
-    Batching::Off {
-        reason: reason.into(),
-    }
+    Batching::Off { reason: reason.into() }
 }
 
 /// Why a model cannot be loaded as its settings demand.
 #[derive(Debug, thiserror::Error)]
 pub enum BatchingError {
-    #[error(
-        "model.toml says batching = true, but {axis}; remove it, or export the model with a dynamic first axis"
-    )]
+    #[error("model.toml says batching = true, but {axis}; remove it, or export the model with a dynamic first axis")]
     Axes { axis: String },
     #[error("the model could not be tried with several rows")]
     Device(#[source] EngineError),
@@ -267,6 +231,8 @@ pub enum BatchingError {
 /// What to try for dynamic axes besides the first. A length of 1 suits most; some models need a longer sequence
 /// or a larger image before anything is left after their convolutions, or before a softmax says something.
 const INNER_SIZES: [usize; 4] = [1, 2, 8, 32];
+/// How large to make the values. A classifier that only names the class calls small rows all the same.
+const SCALES: [u8; 3] = [1, 10, 50];
 
 #[cfg(test)]
 mod tests {
@@ -290,15 +256,12 @@ mod tests {
         })
     }
 
-    fn minus_mean(rows: Vec<Vec<f32>>) -> Vec<Vec<f32>> {
-        let mean =
-            |column: usize| rows.iter().map(|row| row[column]).sum::<f32>() / rows.len() as f32;
-        let minus = |row: &Vec<f32>| {
-            (0..3)
-                .map(|column| row[column] - 0.001 * mean(column))
-                .collect()
-        };
-        rows.iter().map(minus).collect()
+    fn minus_mean(mut rows: Vec<Vec<f32>>) -> Vec<Vec<f32>> {
+        for column in 0..3 {
+            let mean = rows.iter().map(|row| row[column]).sum::<f32>() / rows.len() as f32;
+            rows.iter_mut().for_each(|row| row[column] -= 0.001 * mean);
+        }
+        rows
     }
 
     fn golden(rows: &[[f32; 3]]) -> Golden {
@@ -318,10 +281,7 @@ mod tests {
 
     #[test]
     fn rows_that_ignore_each_other_are_batched() {
-        assert_eq!(
-            probe(&mut TestEngine::sums(), None, None).unwrap(),
-            Batching::Rows
-        );
+        assert_eq!(probe(&mut TestEngine::sums(), None, None).unwrap(), Batching::Rows);
     }
 
     #[test]
@@ -369,19 +329,13 @@ mod tests {
             vec![spec("y", Datatype::Fp32, &["n", "m"])],
             |inputs| {
                 let rows = inputs[0].shape[0];
-                Ok(vec![Array::f32(
-                    &[rows, rows],
-                    inputs[0].to_f32().repeat(rows),
-                )])
+                Ok(vec![Array::f32(&[rows, rows], inputs[0].to_f32().repeat(rows))])
             },
         );
 
         let reason = reason(&mut engine);
 
-        assert!(
-            reason.ends_with("shape [1] alone, [3] with others"),
-            "{reason}"
-        );
+        assert!(reason.ends_with("shape [1] alone, [3] with others"), "{reason}");
     }
 
     #[test]
@@ -392,11 +346,7 @@ mod tests {
                 &["n"][..],
                 "input x FP32 [1,3] cannot hold rows: its first axis is always 1",
             ),
-            (
-                &[],
-                &["n"],
-                "input x FP32 [] cannot hold rows: it has no axes",
-            ),
+            (&[], &["n"], "input x FP32 [] cannot hold rows: it has no axes"),
             (
                 &["n", "n"],
                 &["n"],
@@ -410,11 +360,7 @@ mod tests {
         ];
         for (input, output, expected) in cases {
             let inputs = vec![spec("x", Datatype::Fp32, input)];
-            let mut engine = TestEngine::new(
-                inputs,
-                vec![spec("y", Datatype::Fp32, output)],
-                |_| unreachable!(),
-            );
+            let mut engine = TestEngine::new(inputs, vec![spec("y", Datatype::Fp32, output)], |_| unreachable!());
 
             assert_eq!(reason(&mut engine), expected);
         }
@@ -448,27 +394,27 @@ mod tests {
         let expected = "nothing shows that rows are independent (with a single row, the model failed on this input: \
                         index out of range): record at least 3 distinct golden rows, or set batching in model.toml";
         assert_eq!(reason, expected);
-        assert_eq!(engine.runs, INNER_SIZES.len());
+        assert_eq!(engine.runs, INNER_SIZES.len() * SCALES.len());
     }
 
     #[test]
     fn a_model_that_answers_every_row_alike_shows_nothing() {
         let reason = reason(&mut TestEngine::by_row(|_| [1.0, f32::NAN]));
 
-        assert!(
-            reason.contains("(every row gave the same outputs)"),
-            "{reason}"
-        );
+        assert!(reason.contains("(every row gave the same outputs)"), "{reason}");
+    }
+
+    #[test]
+    fn a_classifier_that_tells_only_large_values_apart_is_tried_with_them() {
+        let mut engine = TestEngine::by_row(|row| [if row[0] > 5.0 { 1.0 } else { 0.0 }, 0.0]);
+
+        assert_eq!(probe(&mut engine, None, None).unwrap(), Batching::Rows);
     }
 
     #[test]
     fn a_dynamic_axis_is_tried_at_several_sizes() {
         let mut engine = TestEngine::new(
-            vec![spec(
-                "image",
-                Datatype::Fp32,
-                &["n", "3", "height", "width"],
-            )],
+            vec![spec("image", Datatype::Fp32, &["n", "3", "height", "width"])],
             vec![spec("y", Datatype::Fp32, &["n"])],
             |inputs| {
                 let shape = &inputs[0].shape;
@@ -483,7 +429,7 @@ mod tests {
         );
 
         assert_eq!(probe(&mut engine, None, None).unwrap(), Batching::Rows);
-        assert_eq!(engine.runs, 2 + ROWS + 1);
+        assert_eq!(engine.runs, 2 * SCALES.len() + ROWS + 1);
     }
 
     #[test]
@@ -493,20 +439,17 @@ mod tests {
             spec("words", Datatype::Bytes, &["n"]),
             spec("mask", Datatype::Bool, &["n", "2"]),
         ];
-        let mut engine =
-            TestEngine::new(inputs, vec![spec("y", Datatype::Uint8, &["n"])], |inputs| {
-                let [ids, words, mask] = inputs else {
-                    unreachable!()
-                };
-                assert!(ids.data.chunks(4).all(|id| id[0] < 3 && id[1..] == [0; 3]));
-                let letters: Vec<_> = words.data.chunks(5).map(|word| word[4]).collect();
-                assert!(letters.iter().all(|letter| b"abc".contains(letter)));
-                assert!(mask.data.iter().all(|truth| *truth < 2));
-                Ok(vec![Array {
-                    shape: vec![letters.len()],
-                    data: letters,
-                }])
-            });
+        let mut engine = TestEngine::new(inputs, vec![spec("y", Datatype::Uint8, &["n"])], |inputs| {
+            let [ids, words, mask] = inputs else { unreachable!() };
+            assert!(ids.data.chunks(4).all(|id| id[0] < 3 && id[1..] == [0; 3]));
+            let letters: Vec<_> = words.data.chunks(5).map(|word| word[4]).collect();
+            assert!(letters.iter().all(|letter| b"abc".contains(letter)));
+            assert!(mask.data.iter().all(|truth| *truth < 2));
+            Ok(vec![Array {
+                shape: vec![letters.len()],
+                data: letters,
+            }])
+        });
 
         assert_eq!(probe(&mut engine, None, None).unwrap(), Batching::Rows);
     }
@@ -533,10 +476,7 @@ mod tests {
                 rows
             });
 
-            assert_eq!(
-                probe(&mut engine, None, Some(&golden(rows))).unwrap(),
-                Batching::Rows
-            );
+            assert_eq!(probe(&mut engine, None, Some(&golden(rows))).unwrap(), Batching::Rows);
         }
     }
 
@@ -561,15 +501,9 @@ mod tests {
     #[test]
     fn the_owner_cannot_overrule_the_axes() {
         let inputs = vec![spec("x", Datatype::Fp32, &["1", "3"])];
-        let mut engine = TestEngine::new(
-            inputs,
-            vec![spec("y", Datatype::Fp32, &["n"])],
-            |_| unreachable!(),
-        );
+        let mut engine = TestEngine::new(inputs, vec![spec("y", Datatype::Fp32, &["n"])], |_| unreachable!());
 
-        let error = probe(&mut engine, Some(true), None)
-            .unwrap_err()
-            .to_string();
+        let error = probe(&mut engine, Some(true), None).unwrap_err().to_string();
 
         let expected = "model.toml says batching = true, but input x FP32 [1,3] cannot hold rows: its first axis is always 1; \
                         remove it, or export the model with a dynamic first axis";
@@ -579,25 +513,16 @@ mod tests {
     #[test]
     fn a_lost_device_is_an_error_and_no_property_of_the_model() {
         let io = |name| vec![spec(name, Datatype::Fp32, &["n"])];
-        let mut engine = TestEngine::new(io("x"), io("y"), |_| {
-            Err(EngineError::Device("gone".into()))
-        });
+        let mut engine = TestEngine::new(io("x"), io("y"), |_| Err(EngineError::Device("gone".into())));
 
-        assert!(matches!(
-            probe(&mut engine, None, None),
-            Err(BatchingError::Device(_))
-        ));
+        assert!(matches!(probe(&mut engine, None, None), Err(BatchingError::Device(_))));
     }
 
     #[test]
     fn rows_too_large_to_make_up_are_not_tried() {
         for size in ["5000000", "18446744073709551615"] {
             let inputs = vec![spec("x", Datatype::Fp32, &["n", "2", size])];
-            let mut engine = TestEngine::new(
-                inputs,
-                vec![spec("y", Datatype::Fp32, &["n"])],
-                |_| unreachable!(),
-            );
+            let mut engine = TestEngine::new(inputs, vec![spec("y", Datatype::Fp32, &["n"])], |_| unreachable!());
 
             assert!(reason(&mut engine).contains("(a row is too large to be made up)"));
         }

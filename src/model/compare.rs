@@ -57,7 +57,7 @@ impl Deviation {
 }
 
 /// The elements of a tensor, each as its bytes. `None` if `data` is not made of whole elements.
-pub fn elements(datatype: Datatype, data: &[u8]) -> Option<Vec<&[u8]>> {
+pub(super) fn elements(datatype: Datatype, data: &[u8]) -> Option<Vec<&[u8]>> {
     if let Some(bytes) = datatype.element_bytes() {
         return data
             .len()
@@ -75,12 +75,7 @@ pub fn elements(datatype: Datatype, data: &[u8]) -> Option<Vec<&[u8]>> {
 }
 
 /// Finds the worst element; `None` if there are none. Elements without a counterpart are the caller's to refuse.
-pub fn worst(
-    datatype: Datatype,
-    expected: &[&[u8]],
-    got: &[&[u8]],
-    tolerance: Tolerance,
-) -> Option<Deviation> {
+pub(super) fn worst(datatype: Datatype, expected: &[&[u8]], got: &[&[u8]], tolerance: Tolerance) -> Option<Deviation> {
     let mut worst: Option<(f64, Deviation)> = None;
     for (element, (expected, got)) in expected.iter().zip(got).enumerate() {
         let (deviation, allowed) = deviation(datatype, expected, got, tolerance);
@@ -102,11 +97,7 @@ pub fn worst(
 
 /// Deviation in units of what is allowed; infinite where nothing is.
 fn share(deviation: f64, allowed: f64) -> f64 {
-    if deviation == 0.0 {
-        0.0
-    } else {
-        deviation / allowed
-    }
+    if deviation == 0.0 { 0.0 } else { deviation / allowed }
 }
 
 /// The distance of two elements, and the distance allowed.
@@ -124,14 +115,7 @@ fn deviation(datatype: Datatype, expected: &[u8], got: &[u8], tolerance: Toleran
         return (0.0, allowed);
     }
     let deviation = (expected - got).abs();
-    (
-        if deviation.is_nan() {
-            f64::INFINITY
-        } else {
-            deviation
-        },
-        allowed,
-    )
+    (if deviation.is_nan() { f64::INFINITY } else { deviation }, allowed)
 }
 
 /// The value of a floating-point element; `None` for the other datatypes.
@@ -157,12 +141,8 @@ fn text(datatype: Datatype, element: &[u8]) -> String {
         }
         Datatype::Bool => (element != [0]).to_string(),
         Datatype::Bytes => quoted(element),
-        Datatype::Int8 | Datatype::Int16 | Datatype::Int32 | Datatype::Int64 => {
-            integer(element, true).to_string()
-        }
-        Datatype::Uint8 | Datatype::Uint16 | Datatype::Uint32 | Datatype::Uint64 => {
-            integer(element, false).to_string()
-        }
+        Datatype::Int8 | Datatype::Int16 | Datatype::Int32 | Datatype::Int64 => integer(element, true).to_string(),
+        Datatype::Uint8 | Datatype::Uint16 | Datatype::Uint32 | Datatype::Uint64 => integer(element, false).to_string(),
     }
 }
 
@@ -177,11 +157,7 @@ fn integer(element: &[u8], signed: bool) -> i128 {
 
 fn quoted(element: &[u8]) -> String {
     let shown = String::from_utf8_lossy(&element[..element.len().min(TEXT_BYTES_MAX)]).into_owned();
-    let more = if element.len() > TEXT_BYTES_MAX {
-        "..."
-    } else {
-        ""
-    };
+    let more = if element.len() > TEXT_BYTES_MAX { "..." } else { "" };
     format!("{shown:?}{more}")
 }
 
@@ -198,12 +174,8 @@ mod tests {
     };
 
     fn worst_f64(expected: &[f64], got: &[f64]) -> Deviation {
-        let [expected, got] = [expected, got].map(|values| {
-            values
-                .iter()
-                .flat_map(|value| value.to_le_bytes())
-                .collect()
-        });
+        let [expected, got] =
+            [expected, got].map(|values| values.iter().flat_map(|value| value.to_le_bytes()).collect());
         worst_of(Datatype::Fp64, &expected, &got)
     }
 
@@ -250,10 +222,7 @@ mod tests {
             (infinity, -infinity),
             (infinity, f64::NAN),
         ] {
-            assert!(
-                !worst_f64(&[expected], &[got]).is_allowed(),
-                "{expected} {got}"
-            );
+            assert!(!worst_f64(&[expected], &[got]).is_allowed(), "{expected} {got}");
         }
     }
 
@@ -294,10 +263,7 @@ mod tests {
         let found = worst_of(Datatype::Uint8, &vec![255], &vec![0]);
         assert_eq!((found.expected.as_str(), found.got.as_str()), ("255", "0"));
         let found = worst_of(Datatype::Bool, &vec![1], &vec![0]);
-        assert_eq!(
-            (found.expected.as_str(), found.got.as_str()),
-            ("true", "false")
-        );
+        assert_eq!((found.expected.as_str(), found.got.as_str()), ("true", "false"));
     }
 
     #[test]

@@ -75,9 +75,7 @@ impl FromStr for Digest {
 
 /// The text is no digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "is not a digest; allowed is \"sha256:\" and 64 hexadecimal digits, as `sha256sum model.onnx` prints them"
-)]
+#[error("is not a digest; allowed is \"sha256:\" and 64 hexadecimal digits, as `sha256sum model.onnx` prints them")]
 pub struct NotADigest;
 
 /// Why a model file was not accepted.
@@ -89,9 +87,7 @@ pub enum DigestError {
         #[source]
         source: io::Error,
     },
-    #[error(
-        "{path} has the digest {found}, but model.toml states {stated}: restore the file, or state its new digest"
-    )]
+    #[error("{path} has the digest {found}, but model.toml states {stated}: restore the file, or state its new digest")]
     Mismatch {
         path: PathBuf,
         stated: Digest,
@@ -146,18 +142,11 @@ mod tests {
     fn another_file_is_refused_with_both_digests_and_the_path() {
         let (_folder, path) = file_with("abd");
 
-        let error = ABC
-            .parse::<Digest>()
-            .unwrap()
-            .check(&path)
-            .unwrap_err()
-            .to_string();
+        let error = ABC.parse::<Digest>().unwrap().check(&path).unwrap_err().to_string();
 
         assert!(error.contains(ABC), "{error}");
         assert!(
-            error.contains(
-                "sha256:a52d159f262b2c6ddb724a61840befc36eb30c88877a4030b65cbe86298449c9"
-            ),
+            error.contains("sha256:a52d159f262b2c6ddb724a61840befc36eb30c88877a4030b65cbe86298449c9"),
             "{error}"
         );
         assert!(error.contains("model.onnx"), "{error}");
@@ -171,9 +160,7 @@ mod tests {
             .check(Path::new("gone.onnx"))
             .unwrap_err();
 
-        assert!(
-            matches!(&error, DigestError::Unreadable { path, .. } if path == Path::new("gone.onnx"))
-        );
+        assert!(matches!(&error, DigestError::Unreadable { path, .. } if path == Path::new("gone.onnx")));
     }
 
     #[test]

@@ -59,9 +59,7 @@ impl Golden {
             fault,
         };
         let bytes = fs::read(path).map_err(|error| fail(FileFault::Io(error)))?;
-        let is_json = path
-            .extension()
-            .is_some_and(|extension| extension == "json");
+        let is_json = path.extension().is_some_and(|extension| extension == "json");
         let contents = if is_json {
             json::parse(&bytes)
         } else {
@@ -79,10 +77,7 @@ impl Golden {
     /// Rows of the inputs, if all of them have the same number.
     pub fn rows(&self) -> Option<usize> {
         let rows = *self.inputs.first()?.shape.first()?;
-        let equal = self
-            .inputs
-            .iter()
-            .all(|input| input.shape.first() == Some(&rows));
+        let equal = self.inputs.iter().all(|input| input.shape.first() == Some(&rows));
         equal.then_some(rows)
     }
 
@@ -111,11 +106,8 @@ impl Golden {
         let Some(input) = self.inputs.iter().find(|input| input.name == spec.name) else {
             return Err(unfit("nothing".to_owned()));
         };
-        let same_axis = |(dim, size): (&Dim, &usize)| {
-            matches!(dim, Dim::Dynamic(_)) || *dim == Dim::Fixed(*size)
-        };
-        let same_shape = input.shape.len() == spec.shape.len()
-            && spec.shape.iter().zip(&input.shape).all(same_axis);
+        let same_axis = |(dim, size): (&Dim, &usize)| matches!(dim, Dim::Dynamic(_)) || *dim == Dim::Fixed(*size);
+        let same_shape = input.shape.len() == spec.shape.len() && spec.shape.iter().zip(&input.shape).all(same_axis);
         if input.datatype != spec.datatype || !same_shape {
             return Err(unfit(described(input.datatype, &input.shape)));
         }
@@ -156,11 +148,7 @@ pub fn check(engine: &mut dyn Engine, golden: &Golden) -> Result<GoldenReport, G
         })
         .collect();
     let position = |name: &str| signature.outputs.iter().position(|spec| spec.name == name);
-    if let Some(stray) = golden
-        .outputs
-        .iter()
-        .find(|output| position(&output.name).is_none())
-    {
+    if let Some(stray) = golden.outputs.iter().find(|output| position(&output.name).is_none()) {
         return Err(golden.no_such("output", &stray.name, &signature.outputs));
     }
     let outputs = engine.run(&inputs).map_err(|source| GoldenError::Run {
@@ -169,8 +157,7 @@ pub fn check(engine: &mut dyn Engine, golden: &Golden) -> Result<GoldenReport, G
     })?;
     let mut largest: Option<Place> = None;
     for expected in &golden.outputs {
-        let got = position(&expected.name)
-            .and_then(|at| Some((signature.outputs.get(at)?.datatype, outputs.get(at)?)));
+        let got = position(&expected.name).and_then(|at| Some((signature.outputs.get(at)?.datatype, outputs.get(at)?)));
         let place = golden.compare(expected, got)?;
         if place.as_ref().is_some_and(|place| {
             largest
@@ -185,11 +172,7 @@ pub fn check(engine: &mut dyn Engine, golden: &Golden) -> Result<GoldenReport, G
 }
 
 impl Golden {
-    fn compare(
-        &self,
-        expected: &Tensor,
-        got: Option<(Datatype, &Output)>,
-    ) -> Result<Option<Place>, GoldenError> {
+    fn compare(&self, expected: &Tensor, got: Option<(Datatype, &Output)>) -> Result<Option<Place>, GoldenError> {
         let unfit = |got| GoldenError::Fit {
             path: self.path.clone(),
             fault: Unfit::Output {
@@ -238,11 +221,7 @@ impl fmt::Display for Place {
             deviation,
         } = self;
         write!(f, "output {output}, row {row}, element {element}: ")?;
-        write!(
-            f,
-            "expected {}, got {}, ",
-            deviation.expected, deviation.got
-        )?;
+        write!(f, "expected {}, got {}, ", deviation.expected, deviation.got)?;
         match deviation.allowed {
             0.0 => f.write_str("which must be equal"),
             allowed => write!(f, "allowed is a difference of {allowed:.3e}"),
@@ -270,10 +249,7 @@ impl Contents {
         }
         for tensors in [&self.inputs, &self.outputs] {
             for (at, tensor) in tensors.iter().enumerate() {
-                if tensors[..at]
-                    .iter()
-                    .any(|earlier| earlier.name == tensor.name)
-                {
+                if tensors[..at].iter().any(|earlier| earlier.name == tensor.name) {
                     return Err(FileFault::Twice {
                         name: tensor.name.clone(),
                     });
@@ -346,10 +322,7 @@ mod tests {
 
         assert_eq!(report.rows, 2);
         let place = report.largest.unwrap();
-        assert_eq!(
-            (place.output.as_str(), place.row, place.element),
-            ("y", 1, 0)
-        );
+        assert_eq!((place.output.as_str(), place.row, place.element), ("y", 1, 0));
         assert!(place.deviation.deviation > 5e-5 && place.deviation.is_allowed());
     }
 
@@ -370,8 +343,7 @@ mod tests {
     #[test]
     fn the_tolerance_of_the_file_is_the_one_that_counts() {
         let bytes = npz(|npz| {
-            npz.add_array("input:x", &array![[1_f32, 2.0, 3.0]])
-                .unwrap();
+            npz.add_array("input:x", &array![[1_f32, 2.0, 3.0]]).unwrap();
             npz.add_array("output:y", &array![[6.5_f32, 1.0]]).unwrap();
             npz.add_array("tolerance", &array![0.0, 0.1]).unwrap();
         });
@@ -462,11 +434,7 @@ mod tests {
             ..y()
         };
         let cases = [
-            (
-                vec![y()],
-                vec![y()],
-                "the model has no input y; there is: x",
-            ),
+            (vec![y()], vec![y()], "the model has no input y; there is: x"),
             (
                 vec![x(), tensor("z", &[1], &[0.0])],
                 vec![y()],
@@ -495,11 +463,7 @@ mod tests {
                 vec![y()],
                 "recorded is INT32 [1,3]",
             ),
-            (
-                vec![x()],
-                vec![x()],
-                "the model has no output x; there is: y",
-            ),
+            (vec![x()], vec![x()], "the model has no output x; there is: y"),
             (
                 vec![x()],
                 vec![tensor("y", &[2, 1], &[0.0; 2])],
@@ -530,10 +494,7 @@ mod tests {
 
         let error = check(
             &mut engine,
-            &golden(
-                vec![tensor("x", &[1], &[0.0])],
-                vec![tensor("y", &[1], &[0.0])],
-            ),
+            &golden(vec![tensor("x", &[1], &[0.0])], vec![tensor("y", &[1], &[0.0])]),
         )
         .unwrap_err();
 
@@ -548,10 +509,7 @@ mod tests {
 
     #[test]
     fn an_engine_that_gives_too_little_is_an_error_and_no_panic() {
-        let vectors = golden(
-            vec![tensor("x", &[1], &[0.0])],
-            vec![tensor("y", &[1], &[0.0])],
-        );
+        let vectors = golden(vec![tensor("x", &[1], &[0.0])], vec![tensor("y", &[1], &[0.0])]);
         let given = [
             vec![],
             vec![Array {
@@ -600,12 +558,7 @@ mod tests {
             "golden.json",
             format!(r#"{{"inputs": [{tensor}, {tensor}], "outputs": [{tensor}]}}"#).as_bytes(),
         );
-        assert!(
-            twice
-                .unwrap_err()
-                .to_string()
-                .ends_with("x is there twice: keep one")
-        );
+        assert!(twice.unwrap_err().to_string().ends_with("x is there twice: keep one"));
     }
 
     #[test]

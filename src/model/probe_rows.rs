@@ -6,9 +6,18 @@ use crate::wire::tensor::Datatype;
 use crate::worker::infer::Input;
 
 /// Distinct rows for every input of a model.
-pub struct ProbeRows {
+pub(super) struct ProbeRows {
     /// In the order of the signature.
     inputs: Vec<InputRows>,
+}
+
+/// What the signature leaves open about made-up rows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Form {
+    /// For every dynamic axis but the first.
+    pub(super) size: usize,
+    /// Times the values; at most 60, so that the largest fits an `INT8`.
+    pub(super) scale: u8,
 }
 
 struct InputRows {
@@ -19,17 +28,14 @@ struct InputRows {
 
 impl ProbeRows {
     /// The first `ROWS` distinct rows of golden vectors; `None` if there are fewer, or they do not fit the model.
-    pub fn recorded(signature: &Signature, golden: &Golden) -> Option<Self> {
+    pub(super) fn recorded(signature: &Signature, golden: &Golden) -> Option<Self> {
         let tensors = golden.inputs_for(&signature.inputs).ok()?;
         let rows = golden.rows()?;
         let mut all = Vec::new();
         for tensor in tensors {
             let elements = super::compare::elements(tensor.datatype, &tensor.data)?;
             // `chunks` of no elements at all would panic.
-            let per_row = elements
-                .len()
-                .checked_div(rows)
-                .filter(|per_row| *per_row > 0)?;
+            let per_row = elements.len().checked_div(rows).filter(|per_row| *per_row > 0)?;
             let joined = |elements: &[&[u8]]| joined(tensor.datatype, elements);
             all.push(InputRows {
                 shape: tensor.shape.get(1..)?.to_vec(),
@@ -49,17 +55,17 @@ impl ProbeRows {
         (distinct.len() == ROWS).then_some(Self { inputs: all })
     }
 
-    /// Made-up rows, with `size` for every axis that is dynamic; `None` if they would take too much memory.
-    pub fn generated(signature: &Signature, size: usize) -> Option<Self> {
+    /// Made-up rows; `None` if they would take too much memory.
+    pub(super) fn generated(signature: &Signature, form: Form) -> Option<Self> {
         let inputs = signature.inputs.iter().enumerate();
-        let inputs = inputs.map(|(input, spec)| InputRows::generated(input, spec, size));
+        let inputs = inputs.map(|(input, spec)| InputRows::generated(input, spec, form));
         Some(Self {
             inputs: inputs.collect::<Option<_>>()?,
         })
     }
 
     /// One row, as the inputs of a run.
-    pub fn single(&self, row: usize) -> Vec<Input<'_>> {
+    pub(super) fn single(&self, row: usize) -> Vec<Input<'_>> {
         self.inputs
             .iter()
             .map(|input| input.run(&input.rows[row..=row]))
@@ -67,23 +73,20 @@ impl ProbeRows {
     }
 
     /// All rows, as the inputs of one run.
-    pub fn together(&self) -> Vec<Input<'_>> {
-        self.inputs
-            .iter()
-            .map(|input| input.run(&input.rows))
-            .collect()
+    pub(super) fn together(&self) -> Vec<Input<'_>> {
+        self.inputs.iter().map(|input| input.run(&input.rows)).collect()
     }
 }
 
 impl InputRows {
-    fn generated(input: usize, spec: &TensorSpec, size: usize) -> Option<Self> {
+    fn generated(input: usize, spec: &TensorSpec, form: Form) -> Option<Self> {
         let shape: Vec<usize> = spec
             .shape
             .iter()
             .skip(1)
             .map(|dim| match dim {
                 Dim::Fixed(size) => *size,
-                Dim::Dynamic(_) => size,
+                Dim::Dynamic(_) => form.size,
             })
             .collect();
         let elements = shape
@@ -95,7 +98,7 @@ impl InputRows {
         let row = |row: usize| {
             let mut data = Vec::new();
             for element in 0..elements {
-                push(spec.datatype, input, row, element, &mut data);
+                push(spec.datatype, form.scale, [input, row, element], &mut data);
             }
             data
         };
@@ -127,15 +130,15 @@ fn joined(datatype: Datatype, elements: &[&[u8]]) -> Vec<u8> {
     data
 }
 
-/// Appends a value that differs from row to row and from element to element.
+/// Appends a value that differs from row to row and from element to element, given input, row and element.
 ///
 /// Whole numbers are 0, 1 and 2, because they are often indices into a table whose size the signature does not tell.
 /// Floats are between -1 and 1, and in no simple relation, so that neither a mean nor a sum of them coincides.
-fn push(datatype: Datatype, input: usize, row: usize, element: usize, data: &mut Vec<u8>) {
+fn push(datatype: Datatype, scale: u8, [input, row, element]: [usize; 3], data: &mut Vec<u8>) {
     let whole = ((input + row + element) % ROWS) as u8;
     // The golden ratio's multiples spread evenly over [0, 1) and never repeat.
-    let spread =
-        ((element * ROWS + row + 1 + 7 * input) as f64 * 0.618_033_988_749_895).fract() * 2.0 - 1.0;
+    let spread = ((element * ROWS + row + 1 + 7 * input) as f64 * 0.618_033_988_749_895).fract() * 2.0 - 1.0;
+    let (scaled, spread) = (whole * scale, spread * f64::from(scale));
     match datatype {
         Datatype::Bool => data.push(whole % 2),
         Datatype::Fp16 => data.extend(half::f16::from_f64(spread).to_le_bytes()),
@@ -143,14 +146,14 @@ fn push(datatype: Datatype, input: usize, row: usize, element: usize, data: &mut
         Datatype::Fp32 => data.extend((spread as f32).to_le_bytes()),
         Datatype::Fp64 => data.extend(spread.to_le_bytes()),
         Datatype::Bytes => data.extend([1, 0, 0, 0, b'a' + whole]),
-        Datatype::Uint8 | Datatype::Int8 => data.push(whole),
-        Datatype::Uint16 | Datatype::Int16 => data.extend(u16::from(whole).to_le_bytes()),
-        Datatype::Uint32 | Datatype::Int32 => data.extend(u32::from(whole).to_le_bytes()),
-        Datatype::Uint64 | Datatype::Int64 => data.extend(u64::from(whole).to_le_bytes()),
+        Datatype::Uint8 | Datatype::Int8 => data.push(scaled),
+        Datatype::Uint16 | Datatype::Int16 => data.extend(u16::from(scaled).to_le_bytes()),
+        Datatype::Uint32 | Datatype::Int32 => data.extend(u32::from(scaled).to_le_bytes()),
+        Datatype::Uint64 | Datatype::Int64 => data.extend(u64::from(scaled).to_le_bytes()),
     }
 }
 
 /// With two rows an exchange of both would still look like a rule; a third, in the middle, has two neighbours.
-pub const ROWS: usize = 3;
+pub(super) const ROWS: usize = 3;
 /// A dynamic image of 1024 x 1024 in three colours still fits; three such rows are some 50 MB.
 const ROW_ELEMENTS_MAX: usize = 1 << 22;

@@ -19,11 +19,7 @@ pub struct Proof {
 /// To be called once per version, on one of its engines; [`VersionFiles::check_digest`] comes before loading.
 /// # Errors
 /// `ProofError` if the model computes something else than was recorded, or cannot be run as its settings demand.
-pub fn prove(
-    engine: &mut dyn Engine,
-    files: &VersionFiles,
-    settings: &Settings,
-) -> Result<Proof, ProofError> {
+pub fn prove(engine: &mut dyn Engine, files: &VersionFiles, settings: &Settings) -> Result<Proof, ProofError> {
     let golden = files.golden.as_deref().map(Golden::read).transpose()?;
     let report = golden
         .as_ref()
@@ -55,9 +51,7 @@ mod tests {
         let path = folder.path().join("golden.json");
         if let Some(outputs) = golden {
             let x = r#"{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}"#;
-            let y = format!(
-                r#"{{"name": "y", "datatype": "FP32", "shape": [1, 2], "data": {outputs}}}"#
-            );
+            let y = format!(r#"{{"name": "y", "datatype": "FP32", "shape": [1, 2], "data": {outputs}}}"#);
             std::fs::write(&path, format!(r#"{{"inputs": [{x}], "outputs": [{y}]}}"#)).unwrap();
         }
         let files = VersionFiles {
@@ -86,10 +80,7 @@ mod tests {
 
         let error = prove(&mut TestEngine::sums(), &files, &Settings::default()).unwrap_err();
 
-        assert!(matches!(
-            error,
-            ProofError::Golden(GoldenError::Deviates { .. })
-        ));
+        assert!(matches!(error, ProofError::Golden(GoldenError::Deviates { .. })));
     }
 
     #[test]

@@ -51,8 +51,7 @@ impl VersionFiles {
     /// # Errors
     /// `DigestError` if it is another file, or cannot be read.
     pub fn check_digest(&self) -> Result<(), DigestError> {
-        self.digest
-            .map_or(Ok(()), |digest| digest.check(&self.onnx))
+        self.digest.map_or(Ok(()), |digest| digest.check(&self.onnx))
     }
 }
 
@@ -64,9 +63,7 @@ impl VersionFiles {
 /// One sentence for every fault of every model wanted, each with the path and what to do.
 pub fn scan(root: &Path, only: &[String]) -> Result<Vec<ModelFiles>, RepositoryError> {
     let folders = folders(root).map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => RepositoryError::Missing {
-            root: root.to_owned(),
-        },
+        io::ErrorKind::NotFound => RepositoryError::Missing { root: root.to_owned() },
         _ => RepositoryError::Unreadable(Unreadable {
             path: root.to_owned(),
             source,
@@ -95,9 +92,7 @@ pub fn scan(root: &Path, only: &[String]) -> Result<Vec<ModelFiles>, RepositoryE
         there: listed(&there),
     }));
     match (faults.is_empty(), there.is_empty()) {
-        (true, true) => Err(RepositoryError::Empty {
-            root: root.to_owned(),
-        }),
+        (true, true) => Err(RepositoryError::Empty { root: root.to_owned() }),
         (true, false) => Ok(models),
         (false, _) => Err(RepositoryError::Models(faults)),
     }
@@ -142,11 +137,7 @@ fn model(name: &str, folder: &Path) -> Result<ModelFiles, Vec<ModelFault>> {
 pub fn is_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let first = name.bytes().next();
-    name.len() <= 64
-        && first.is_some_and(plain)
-        && name
-            .bytes()
-            .all(|byte| plain(byte) || b"._-".contains(&byte))
+    name.len() <= 64 && first.is_some_and(plain) && name.bytes().all(|byte| plain(byte) || b"._-".contains(&byte))
 }
 
 fn settings(folder: &Path) -> Result<Settings, ModelFault> {
@@ -158,11 +149,7 @@ fn settings(folder: &Path) -> Result<Settings, ModelFault> {
     }
 }
 
-fn versions(
-    folder: &Path,
-    settings: &Settings,
-    faults: &mut Vec<ModelFault>,
-) -> Result<Vec<VersionFiles>, Unreadable> {
+fn versions(folder: &Path, settings: &Settings, faults: &mut Vec<ModelFault>) -> Result<Vec<VersionFiles>, Unreadable> {
     let folders = folders(folder).map_err(|source| Unreadable {
         path: folder.to_owned(),
         source,
@@ -171,9 +158,7 @@ fn versions(
     for (name, path) in folders {
         match parse_version(&name) {
             Some(version) => there.push((version, path)),
-            None if path.join(ONNX).exists() => {
-                faults.push(ModelFault::NotAVersion { folder: path })
-            }
+            None if path.join(ONNX).exists() => faults.push(ModelFault::NotAVersion { folder: path }),
             None => {} // Documentation or test data.
         }
     }
@@ -210,19 +195,11 @@ fn versions(
 
 /// The versions that the settings name, with the key that names them.
 fn named(settings: &Settings) -> impl Iterator<Item = (&'static str, u64)> {
-    let served = settings
-        .versions
-        .iter()
-        .flatten()
-        .map(|version| ("versions", *version));
+    let served = settings.versions.iter().flatten().map(|version| ("versions", *version));
     served.chain(settings.digests.keys().map(|version| ("digests", *version)))
 }
 
-fn version_files(
-    version: u64,
-    folder: PathBuf,
-    settings: &Settings,
-) -> Result<VersionFiles, ModelFault> {
+fn version_files(version: u64, folder: PathBuf, settings: &Settings) -> Result<VersionFiles, ModelFault> {
     let onnx = folder.join(ONNX);
     if !onnx.is_file() {
         return Err(ModelFault::NoOnnx { folder });
@@ -245,11 +222,7 @@ fn folders(folder: &Path) -> io::Result<Vec<(String, PathBuf)>> {
     let mut folders = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if !name.starts_with('.') && path.is_dir() {
             folders.push((name, path));
         }
@@ -262,11 +235,7 @@ fn listed<T: ToString>(there: &[T]) -> String {
     if there.is_empty() {
         return "no model".to_owned();
     }
-    there
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(", ")
+    there.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 const ONNX: &str = "model.onnx";
@@ -330,13 +299,7 @@ mod tests {
         let folder = repository.0.path().join("digits/9");
         assert_eq!(digits.versions[0].onnx, folder.join("model.onnx"));
         assert_eq!(digits.versions[0].golden, Some(folder.join("golden.npz")));
-        assert!(
-            digits.versions[1]
-                .golden
-                .as_ref()
-                .unwrap()
-                .ends_with("golden.json")
-        );
+        assert!(digits.versions[1].golden.as_ref().unwrap().ends_with("golden.json"));
         assert_eq!(models[0].versions[0].golden, None);
         assert_eq!(models[0].settings, Settings::default());
     }
@@ -409,10 +372,7 @@ mod tests {
                 .to_string()
                 .ends_with("create it, or set models.repository to where it is")
         );
-        assert!(
-            nothing.to_string().ends_with("/<name>/1/model.onnx"),
-            "{nothing}"
-        );
+        assert!(nothing.to_string().ends_with("/<name>/1/model.onnx"), "{nothing}");
         assert!(matches!(nothing, RepositoryError::Empty { .. }));
     }
 
@@ -457,15 +417,9 @@ mod tests {
             ("named/1/model.onnx", ""),
             ("nothing/model.toml", ""),
             ("toml/1/model.onnx", ""),
-            (
-                "toml/model.toml",
-                "rows_max = 0\ninstances = 0\nversions = [1]",
-            ),
+            ("toml/model.toml", "rows_max = 0\ninstances = 0\nversions = [1]"),
             ("versions/1/model.onnx", ""),
-            (
-                "versions/model.toml",
-                "versions = [2]\n[digests]\n3 = \"sha256:00\"",
-            ),
+            ("versions/model.toml", "versions = [2]\n[digests]\n3 = \"sha256:00\""),
             ("wanted/1/model.onnx", ""),
             ("wanted/model.toml", "versions = [2]"),
         ]);
@@ -493,18 +447,7 @@ mod tests {
         for name in ["a", "0", "resnet-50", "a.b_c", &"x".repeat(64)] {
             assert!(is_name(name), "{name}");
         }
-        for name in [
-            "",
-            ".a",
-            "-a",
-            "_a",
-            "A",
-            "a b",
-            "a/b",
-            "ä",
-            "a*",
-            &"x".repeat(65),
-        ] {
+        for name in ["", ".a", "-a", "_a", "A", "a b", "a/b", "ä", "a*", &"x".repeat(65)] {
             assert!(!is_name(name), "{name}");
         }
     }

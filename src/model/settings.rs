@@ -39,8 +39,7 @@ impl Settings {
     /// Every fault of the file at once, so that it is corrected once.
     pub fn parse(text: &str) -> Result<Self, SettingsFaults> {
         // Key by key instead of one `Deserialize`, which would stop at the first fault.
-        let table: Table = toml::from_str(text)
-            .map_err(|error| SettingsFaults(vec![SettingsFault::Syntax(error)]))?;
+        let table: Table = toml::from_str(text).map_err(|error| SettingsFaults(vec![SettingsFault::Syntax(error)]))?;
         let mut settings = Self::default();
         let mut faults = Vec::new();
         for (key, value) in table {
@@ -55,47 +54,31 @@ impl Settings {
         }
     }
 
-    fn set(
-        &mut self,
-        key: &str,
-        value: Value,
-        faults: &mut Vec<SettingsFault>,
-    ) -> Result<(), SettingsFault> {
+    fn set(&mut self, key: &str, value: Value, faults: &mut Vec<SettingsFault>) -> Result<(), SettingsFault> {
         match key {
             "rows_max" => self.rows_max = Some(count(key, value, ROWS_MAX_MAX)?),
             "instances" => self.instances = Some(count(key, value, INSTANCES_MAX)?),
             "batching" => self.batching = Some(typed(key, value, "true or false")?),
-            "device" => self.device = Some(device(key, value)?),
+            "device" => self.device = Some(device(key, &value)?),
             "labels" => self.labels = typed(key, value, "a list of strings")?,
             "versions" => self.versions = Some(versions(key, value)?),
             "digests" => self.digests = digests(key, value, faults)?,
             _ => {
-                return Err(SettingsFault::UnknownKey {
-                    key: key.to_owned(),
-                });
+                return Err(SettingsFault::UnknownKey { key: key.to_owned() });
             }
         }
         Ok(())
     }
 }
 
-fn typed<T: DeserializeOwned>(
-    key: &str,
-    value: Value,
-    allowed: &'static str,
-) -> Result<T, SettingsFault> {
+fn typed<T: DeserializeOwned>(key: &str, value: Value, allowed: &'static str) -> Result<T, SettingsFault> {
     let shown = value.to_string();
-    value
-        .try_into()
-        .map_err(|_| not_allowed(key, shown, allowed))
+    value.try_into().map_err(|_| not_allowed(key, shown, allowed))
 }
 
 fn count(key: &str, value: Value, max: usize) -> Result<NonZeroUsize, SettingsFault> {
     let shown = value.to_string();
-    let count = value
-        .try_into()
-        .ok()
-        .filter(|count: &NonZeroUsize| count.get() <= max);
+    let count = value.try_into().ok().filter(|count: &NonZeroUsize| count.get() <= max);
     count.ok_or_else(|| SettingsFault::Count {
         key: key.to_owned(),
         value: shown,
@@ -103,7 +86,7 @@ fn count(key: &str, value: Value, max: usize) -> Result<NonZeroUsize, SettingsFa
     })
 }
 
-fn device(key: &str, value: Value) -> Result<Device, SettingsFault> {
+fn device(key: &str, value: &Value) -> Result<Device, SettingsFault> {
     match value.as_str() {
         Some("cpu") => Ok(Device::Cpu),
         _ => Err(not_allowed(key, value.to_string(), "\"cpu\"")),
@@ -122,11 +105,7 @@ fn versions(key: &str, value: Value) -> Result<Vec<u64>, SettingsFault> {
     Ok(versions)
 }
 
-fn digests(
-    key: &str,
-    value: Value,
-    faults: &mut Vec<SettingsFault>,
-) -> Result<BTreeMap<u64, Digest>, SettingsFault> {
+fn digests(key: &str, value: Value, faults: &mut Vec<SettingsFault>) -> Result<BTreeMap<u64, Digest>, SettingsFault> {
     let stated: Table = typed(key, value, "a table [digests] of version = \"sha256:...\"")?;
     let mut digests = BTreeMap::new();
     for (version, digest) in stated {
@@ -178,11 +157,7 @@ pub enum SettingsFault {
         allowed: &'static str,
     },
     #[error("{key}: is {value}, allowed is a whole number from 1 to {max}")]
-    Count {
-        key: String,
-        value: String,
-        max: usize,
-    },
+    Count { key: String, value: String, max: usize },
     #[error("{key}: the key must be a version, a whole number from 1 on such as \"1\"")]
     DigestOfNoVersion { key: String },
 }
@@ -200,8 +175,7 @@ const KEYS: [&str; 7] = [
 const ROWS_MAX_MAX: usize = 1 << 20;
 /// Every instance is a thread with its own session; no machine has so many cores for one model.
 const INSTANCES_MAX: usize = 1024;
-const DIGEST_ALLOWED: &str =
-    "\"sha256:\" and 64 hexadecimal digits, as `sha256sum model.onnx` prints them";
+const DIGEST_ALLOWED: &str = "\"sha256:\" and 64 hexadecimal digits, as `sha256sum model.onnx` prints them";
 
 #[cfg(test)]
 mod tests {
@@ -311,16 +285,7 @@ mod tests {
     fn a_version_is_a_plain_number_without_leading_zero() {
         assert_eq!(parse_version("1"), Some(1));
         assert_eq!(parse_version("20231"), Some(20231));
-        for text in [
-            "",
-            "0",
-            "01",
-            "+1",
-            "-1",
-            "1.0",
-            "v1",
-            "99999999999999999999",
-        ] {
+        for text in ["", "0", "01", "+1", "-1", "1.0", "v1", "99999999999999999999"] {
             assert_eq!(parse_version(text), None, "{text}");
         }
     }

@@ -65,11 +65,7 @@ impl TestEngine {
         let outputs = vec![spec("y", Datatype::Fp32, &["batch", "2"])];
         Self::new(inputs, outputs, move |inputs| {
             let rows = inputs[0].shape[0];
-            let values = inputs[0]
-                .rows()
-                .iter()
-                .flat_map(|row| rule(row))
-                .collect::<Vec<_>>();
+            let values = inputs[0].rows().iter().flat_map(|row| rule(row)).collect::<Vec<_>>();
             Ok(vec![Array::f32(&[rows, 2], values)])
         })
     }
@@ -104,10 +100,7 @@ impl Engine for TestEngine {
 
 /// Dimensions that are numbers are fixed, all others dynamic.
 pub fn spec(name: &str, datatype: Datatype, shape: &[&str]) -> TensorSpec {
-    let dim = |dim: &&str| {
-        dim.parse()
-            .map_or_else(|_| Dim::Dynamic((*dim).to_owned()), Dim::Fixed)
-    };
+    let dim = |dim: &&str| dim.parse().map_or_else(|_| Dim::Dynamic((*dim).to_owned()), Dim::Fixed);
     TensorSpec {
         name: name.to_owned(),
         datatype,

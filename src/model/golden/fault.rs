@@ -59,9 +59,7 @@ pub enum FileFault {
         value: String,
         datatype: Datatype,
     },
-    #[error(
-        "{name}: the shape {shape:?} does not have {elements} elements, as many as there are in data"
-    )]
+    #[error("{name}: the shape {shape:?} does not have {elements} elements, as many as there are in data")]
     JsonShape {
         name: String,
         shape: Vec<usize>,

@@ -33,19 +33,11 @@ struct RawTolerance {
     relative: f64,
 }
 
-pub fn parse(bytes: &[u8]) -> Result<Contents, FileFault> {
+pub(super) fn parse(bytes: &[u8]) -> Result<Contents, FileFault> {
     let raw: RawGolden = serde_json::from_slice(bytes).map_err(FileFault::Json)?;
     Ok(Contents {
-        inputs: raw
-            .inputs
-            .into_iter()
-            .map(tensor)
-            .collect::<Result<_, _>>()?,
-        outputs: raw
-            .outputs
-            .into_iter()
-            .map(tensor)
-            .collect::<Result<_, _>>()?,
+        inputs: raw.inputs.into_iter().map(tensor).collect::<Result<_, _>>()?,
+        outputs: raw.outputs.into_iter().map(tensor).collect::<Result<_, _>>()?,
         tolerance: raw
             .tolerance
             .map(|RawTolerance { absolute, relative }| Tolerance { absolute, relative }),
@@ -74,11 +66,7 @@ fn tensor(raw: RawTensor) -> Result<Tensor, FileFault> {
         .iter()
         .try_fold(1_usize, |product, size| product.checked_mul(*size));
     if stated != Some(elements) {
-        return Err(FileFault::JsonShape {
-            name,
-            shape,
-            elements,
-        });
+        return Err(FileFault::JsonShape { name, shape, elements });
     }
     Ok(Tensor {
         name,
@@ -89,17 +77,10 @@ fn tensor(raw: RawTensor) -> Result<Tensor, FileFault> {
 }
 
 /// Appends the elements of flat or nested lists, and returns how many; the error is the value that does not fit.
-fn append<'a>(
-    value: &'a Value,
-    datatype: Datatype,
-    bytes: &mut Vec<u8>,
-) -> Result<usize, &'a Value> {
+fn append<'a>(value: &'a Value, datatype: Datatype, bytes: &mut Vec<u8>) -> Result<usize, &'a Value> {
     match value {
         // `serde_json` limits how deep lists nest, and so how deep this goes.
-        Value::Array(values) => values
-            .iter()
-            .map(|value| append(value, datatype, bytes))
-            .sum(),
+        Value::Array(values) => values.iter().map(|value| append(value, datatype, bytes)).sum(),
         Value::Bool(truth) if datatype == Datatype::Bool => {
             bytes.push((*truth).into());
             Ok(1)
@@ -110,9 +91,7 @@ fn append<'a>(
             bytes.extend(text.as_bytes());
             Ok(1)
         }
-        Value::Number(number) => append_number(number, datatype, bytes)
-            .ok_or(value)
-            .map(|()| 1),
+        Value::Number(number) => append_number(number, datatype, bytes).ok_or(value).map(|()| 1),
         Value::Null | Value::Bool(_) | Value::String(_) | Value::Object(_) => Err(value),
     }
 }
@@ -201,11 +180,8 @@ mod tests {
             ("BYTES", "1"),
         ];
         for (datatype, value) in cases {
-            let tensor = format!(
-                r#"{{"name": "x", "datatype": "{datatype}", "shape": [1], "data": [{value}]}}"#
-            );
-            let error = parse(format!(r#"{{"inputs": [{tensor}], "outputs": []}}"#).as_bytes())
-                .unwrap_err();
+            let tensor = format!(r#"{{"name": "x", "datatype": "{datatype}", "shape": [1], "data": [{value}]}}"#);
+            let error = parse(format!(r#"{{"inputs": [{tensor}], "outputs": []}}"#).as_bytes()).unwrap_err();
             assert!(
                 matches!(error, FileFault::JsonElement { .. }),
                 "{datatype} {value}: {error}"
@@ -230,11 +206,8 @@ mod tests {
             ("UINT8", "255"),
         ];
         for (datatype, value) in cases {
-            let tensor = format!(
-                r#"{{"name": "x", "datatype": "{datatype}", "shape": [1], "data": {value}}}"#
-            );
-            let contents =
-                parse(format!(r#"{{"inputs": [{tensor}], "outputs": []}}"#).as_bytes()).unwrap();
+            let tensor = format!(r#"{{"name": "x", "datatype": "{datatype}", "shape": [1], "data": {value}}}"#);
+            let contents = parse(format!(r#"{{"inputs": [{tensor}], "outputs": []}}"#).as_bytes()).unwrap();
             assert_eq!(
                 contents.inputs[0].data.len(),
                 contents.inputs[0].datatype.element_bytes().unwrap(),
@@ -248,10 +221,7 @@ mod tests {
         let cases = [
             ("[]", "is not JSON of the form"),
             ("{}", "missing field `inputs`"),
-            (
-                r#"{"inputs": [], "outputs": [], "more": 1}"#,
-                "unknown field `more`",
-            ),
+            (r#"{"inputs": [], "outputs": [], "more": 1}"#, "unknown field `more`"),
             (
                 r#"{"inputs": [{"name": "x", "datatype": "float", "shape": [1], "data": [1]}], "outputs": []}"#,
                 "x: float is not a datatype; allowed are BOOL",

@@ -13,7 +13,7 @@ use crate::wire::tensor::{Datatype, Tensor};
 type Npz = NpzReader<Cursor<Vec<u8>>>;
 
 /// Reads the keys `input:<name>`, `output:<name>` and, optional, `tolerance` as `[absolute, relative]`.
-pub fn parse(bytes: Vec<u8>) -> Result<Contents, FileFault> {
+pub(super) fn parse(bytes: Vec<u8>) -> Result<Contents, FileFault> {
     check_sizes(&bytes)?;
     let mut npz = Npz::new(Cursor::new(bytes)).map_err(FileFault::Npz)?;
     let keys = npz.names().map_err(FileFault::Npz)?;
@@ -82,9 +82,7 @@ fn tensor(npz: &mut Npz, index: usize, key: &str, name: &str) -> Result<Tensor, 
             Err(error) => return Err(FileFault::Npz(error)),
         }
     }
-    Err(FileFault::NpzDatatype {
-        key: key.to_owned(),
-    })
+    Err(FileFault::NpzDatatype { key: key.to_owned() })
 }
 
 fn tolerance(npz: &mut Npz, index: usize) -> Result<Tolerance, FileFault> {
@@ -221,8 +219,7 @@ mod tests {
 
     #[test]
     fn an_array_in_fortran_order_comes_out_row_major() {
-        let columns_first =
-            ArrayD::from_shape_vec(IxDyn(&[2, 2]).f(), vec![1_f32, 3.0, 2.0, 4.0]).unwrap();
+        let columns_first = ArrayD::from_shape_vec(IxDyn(&[2, 2]).f(), vec![1_f32, 3.0, 2.0, 4.0]).unwrap();
 
         let contents = parse(npz(|npz| npz.add_array("input:x", &columns_first).unwrap())).unwrap();
 
@@ -299,7 +296,12 @@ mod tests {
                 let at = at.index(bytes.len());
                 bytes[at] = byte;
             }
-            let _ = parse(bytes);
+            if let Ok(contents) = parse(bytes) {
+                for tensor in contents.inputs.iter().chain(&contents.outputs) {
+                    let elements: usize = tensor.shape.iter().product();
+                    prop_assert_eq!(Some(tensor.data.len()), tensor.datatype.element_bytes().map(|bytes| bytes * elements));
+                }
+            }
         }
 
         #[test]

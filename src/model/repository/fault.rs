@@ -9,9 +9,7 @@ use crate::model::settings::SettingsFaults;
 /// Why the repository cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RepositoryError {
-    #[error(
-        "the model repository {root} does not exist: create it, or set models.repository to where it is"
-    )]
+    #[error("the model repository {root} does not exist: create it, or set models.repository to where it is")]
     Missing { root: PathBuf },
     #[error("the model repository {root} holds no model: put one at {root}/<name>/1/{ONNX}")]
     Empty { root: PathBuf },
@@ -32,14 +30,8 @@ pub struct Unreadable {
 /// What is wrong with one model.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelFault {
-    #[error(
-        "{root} holds no model {name}, which models.load or the command asks for; there is: {there}"
-    )]
-    NotThere {
-        name: String,
-        root: PathBuf,
-        there: String,
-    },
+    #[error("{root} holds no model {name}, which models.load or the command asks for; there is: {there}")]
+    NotThere { name: String, root: PathBuf, there: String },
     #[error(
         "{folder} cannot be a model's name: rename it to 1 to 64 of a-z 0-9 . _ - that start with a letter or digit"
     )]
@@ -60,10 +52,7 @@ pub enum ModelFault {
         there: String,
     },
     #[error("{path}: {faults}")]
-    Settings {
-        path: PathBuf,
-        faults: SettingsFaults,
-    },
+    Settings { path: PathBuf, faults: SettingsFaults },
     #[error(transparent)]
     Unreadable(Unreadable),
 }
