@@ -8,10 +8,10 @@
 //!
 //! # Memory
 //! Decoding trusts no announced length: nothing is reserved for what a body only claims to hold. A decoded message
-//! takes at most the bytes of its strings (so at most the body's length once more) and 256 bytes for each tensor,
+//! takes at most the bytes of its strings (so at most the body's length once more) and 512 bytes for each tensor,
 //! of which there are at most [`TENSORS_MAX`]; raw tensors stay slices of the body. An array of elements becomes at
-//! most 8 bytes for each byte of the array (a one-byte integer as FP64), reserved once and only after shape and
-//! body length were compared.
+//! most 8 bytes for each byte of the array (a one-byte integer as FP64, a short string with its length before it),
+//! and no more elements are reserved than the array has bytes.
 
 mod binary;
 mod elements;
