@@ -13,6 +13,8 @@ use super::tensor::{Datatype, push_bytes_element};
 pub(super) enum Scalar<'a> {
     /// In JSON the only way to write NaN.
     Null,
+    /// MessagePack has a NaN, so among its numbers this is a hole in the sender's data.
+    Nil,
     Bool(bool),
     /// Wide enough for both `u64` and `i64`.
     Integer(i128),
@@ -28,6 +30,7 @@ impl Scalar<'_> {
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Null => "null",
+            Self::Nil => "nil",
             Self::Bool(_) => "a boolean",
             Self::Integer(_) | Self::Float(_) | Self::Decimal(_) => "a number",
             Self::Text(_) | Self::Binary(_) => "a string",
@@ -354,13 +357,15 @@ mod tests {
     #[test]
     fn null_is_nan_among_floats_and_refused_elsewhere() {
         for datatype in Datatype::ALL {
-            let converted = converted(datatype, &Scalar::Null);
+            let null = converted(datatype, &Scalar::Null);
 
             let float = matches!(
                 datatype,
                 Datatype::Fp16 | Datatype::Bf16 | Datatype::Fp32 | Datatype::Fp64
             );
-            assert_eq!(converted.is_ok(), float, "{datatype}");
+            assert_eq!(null.is_ok(), float, "{datatype}");
+            let nil = converted(datatype, &Scalar::Nil);
+            assert!(nil.is_err(), "MessagePack has a NaN of its own");
         }
     }
 

@@ -1,9 +1,9 @@
 //! The messages: what a job and a reply look like on the wire (DESIGN, section 2).
 //!
-//! Everything here is pure: bytes in, values out. It knows nothing of models, brokers or sessions.
+//! Everything here is pure: bytes in, values out. It knows nothing of models, brokers or engines.
 //!
-//! One message, three encodings. [`request`] and [`reply`] say what a message means, [`msgpack`], [`json`] and
-//! [`binary`] how it lies in the bytes, and `message` is what the two sides hand each other. Numbers that come one
+//! One message, three encodings. [`request`] and [`reply`] say what a message means, `msgpack`, `json` and
+//! `binary` how it lies in the bytes, and `message` is what the two sides hand each other. Numbers that come one
 //! by one, not as raw bytes, take the model's type in `elements`.
 //!
 //! # Memory
@@ -21,6 +21,8 @@ mod message;
 mod msgpack;
 pub mod reply;
 pub mod request;
+#[cfg(test)]
+mod roundtrip;
 pub mod status;
 pub mod tensor;
 
@@ -117,9 +119,6 @@ const MSGPACK_TYPES: [&str; 3] = [
 ];
 const JSON_TYPE: &str = "application/json";
 const BINARY_TYPE: &str = "application/octet-stream";
-
-#[cfg(test)]
-mod roundtrip;
 
 #[cfg(test)]
 mod tests {

@@ -23,7 +23,8 @@ pub struct ReplyOutput<'a> {
     pub name: &'a str,
     pub datatype: Datatype,
     pub shape: &'a [usize],
-    /// Joined, the data as in [`Tensor`]; a job that was run in slices has several. Each holds whole elements.
+    /// Joined, the data as in [`Tensor`]; a job that was run in slices has several. Each holds whole elements,
+    /// and all together hold as many as the shape says.
     pub parts: &'a [&'a [u8]],
     /// As raw bytes; JSON, which has none, takes no notice. See [`super::request::Request::wants_binary`].
     pub binary: bool,
