@@ -27,7 +27,7 @@ impl WireError {
     }
 }
 
-/// Found at the top of the body; [`WireError::within`] adds the way there.
+/// Found at the top of the body; `within` adds the way there.
 impl From<Problem> for WireError {
     fn from(problem: Problem) -> Self {
         let place = Place(String::new());
@@ -119,7 +119,7 @@ pub enum Problem {
         datatype: Datatype,
         allowed: &'static str,
     },
-    #[error("element {index} has no exact counterpart in {datatype}: {fault}")]
+    #[error("element {index} does not go into {datatype}: {fault}")]
     Range {
         index: usize,
         datatype: Datatype,
@@ -209,7 +209,7 @@ impl fmt::Display for Count {
 pub(super) fn excerpt(name: &str) -> String {
     let printable = |c: char| if c.is_control() { '\u{fffd}' } else { c };
     let mut excerpt: String = name.chars().take(EXCERPT_CHARS).map(printable).collect();
-    if excerpt.len() < name.len() && name.chars().nth(EXCERPT_CHARS).is_some() {
+    if name.chars().nth(EXCERPT_CHARS).is_some() {
         excerpt.push('…');
     }
     excerpt

@@ -1,17 +1,17 @@
 //! The messages: what a job and a reply look like on the wire (DESIGN, section 2).
 //!
-//! Everything here is pure: bytes in, values out. It knows nothing of models, brokers or sessions.
+//! Everything here is pure: bytes in, values out. It knows nothing of models, brokers or engines.
 //!
-//! One message, three encodings. [`request`] and [`reply`] say what a message means, [`msgpack`], [`json`] and
-//! [`binary`] how it lies in the bytes, and `message` is what the two sides hand each other. Numbers that come one
+//! One message, three encodings. [`request`] and [`reply`] say what a message means, `msgpack`, `json` and
+//! `binary` how it lies in the bytes, and `message` is what the two sides hand each other. Numbers that come one
 //! by one, not as raw bytes, take the model's type in `elements`.
 //!
 //! # Memory
 //! Decoding trusts no announced length: nothing is reserved for what a body only claims to hold. A decoded message
-//! takes at most the bytes of its strings (so at most the body's length once more) and 256 bytes for each tensor,
+//! takes at most the bytes of its strings (so at most the body's length once more) and 512 bytes for each tensor,
 //! of which there are at most [`TENSORS_MAX`]; raw tensors stay slices of the body. An array of elements becomes at
-//! most 8 bytes for each byte of the array (a one-byte integer as FP64), reserved once and only after shape and
-//! body length were compared.
+//! most 8 bytes for each byte of the array (a one-byte integer as FP64, a short string with its length before it),
+//! and no more elements are reserved than the array has bytes.
 
 mod binary;
 mod elements;
@@ -21,6 +21,8 @@ mod message;
 mod msgpack;
 pub mod reply;
 pub mod request;
+#[cfg(test)]
+mod roundtrip;
 pub mod status;
 pub mod tensor;
 
@@ -117,9 +119,6 @@ const MSGPACK_TYPES: [&str; 3] = [
 ];
 const JSON_TYPE: &str = "application/json";
 const BINARY_TYPE: &str = "application/octet-stream";
-
-#[cfg(test)]
-mod roundtrip;
 
 #[cfg(test)]
 mod tests {

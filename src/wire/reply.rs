@@ -23,7 +23,8 @@ pub struct ReplyOutput<'a> {
     pub name: &'a str,
     pub datatype: Datatype,
     pub shape: &'a [usize],
-    /// Joined, the data as in [`Tensor`]; a job that was run in slices has several. Each holds whole elements.
+    /// Joined, the data as in [`Tensor`]; a job that was run in slices has several. Each holds whole elements,
+    /// and all together hold as many as the shape says.
     pub parts: &'a [&'a [u8]],
     /// As raw bytes; JSON, which has none, takes no notice. See [`super::request::Request::wants_binary`].
     pub binary: bool,
@@ -149,4 +150,105 @@ fn output(entry: Entry) -> Result<Tensor, WireError> {
 
 fn required<T>(value: Option<T>, key: &'static str, allowed: &'static str) -> Result<T, WireError> {
     value.ok_or_else(|| Problem::Missing { allowed }.at(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::JSON_BYTES_HEADER;
+
+    const META: ReplyMeta<'_> = ReplyMeta {
+        model_name: "seed",
+        model_version: "3",
+        id: None,
+    };
+
+    fn outputs(binary: bool) -> [ReplyOutput<'static>; 1] {
+        [ReplyOutput {
+            name: "y",
+            datatype: Datatype::Fp32,
+            shape: &[2, 1],
+            parts: &[&[0, 0, 0x80, 0x3f], &[0xcd, 0xcc, 0xcc, 0x3d]],
+            binary,
+        }]
+    }
+
+    #[test]
+    fn a_json_reply_is_the_protocols_response() {
+        let encoded = encode_reply(&Encoding::Json, &META, &outputs(true));
+
+        let expected = r#"{"model_name":"seed","model_version":"3","outputs":[{"name":"y","datatype":"FP32","shape":[2,1],"data":[1.0,0.1]}]}"#;
+        assert_eq!(String::from_utf8(encoded.body).unwrap(), expected);
+        assert_eq!(encoded.content_type, "application/json");
+    }
+
+    #[test]
+    fn a_msgpack_reply_is_the_same_map_with_its_data_as_bin_or_as_numbers() {
+        let raw = encode_reply(&Encoding::MsgPack, &META, &outputs(true));
+        let numbers = encode_reply(&Encoding::MsgPack, &META, &outputs(false));
+
+        let map: serde_json::Value = rmp_serde::from_slice(&numbers.body).unwrap();
+        assert_eq!(map["outputs"][0]["shape"], serde_json::json!([2, 1]));
+        assert_eq!(map["outputs"][0]["data"][0], 1.0);
+        assert!(
+            raw.body
+                .ends_with(b"\xa4data\xc4\x08\0\0\x80?\xcd\xcc\xcc=")
+        );
+        assert_eq!(raw.content_type, "application/msgpack");
+    }
+
+    #[test]
+    fn a_binary_reply_has_its_raw_outputs_behind_the_json() {
+        let encoding = Encoding::Binary { json_bytes: 0 };
+
+        let encoded = encode_reply(&encoding, &META, &outputs(true));
+
+        let (json, tail) = encoded.body.split_at(encoded.json_bytes.unwrap());
+        let json: serde_json::Value = serde_json::from_slice(json).unwrap();
+        assert_eq!(json["outputs"][0]["parameters"]["binary_data_size"], 8);
+        assert_eq!(tail, b"\0\0\x80?\xcd\xcc\xcc=");
+        assert_eq!(encoded.content_type, "application/octet-stream");
+    }
+
+    #[test]
+    fn an_error_to_a_binary_job_is_plain_json_and_needs_no_header() {
+        let encoding = Encoding::Binary { json_bytes: 0 };
+
+        let encoded = encode_error(&encoding, Status::NotFound, "no such version");
+
+        assert_eq!(
+            encoded.body,
+            br#"{"error":"no such version","code":"NOT_FOUND"}"#
+        );
+        assert_eq!(encoded.content_type, "application/json");
+        assert_eq!(
+            encoded.json_bytes, None,
+            "so {JSON_BYTES_HEADER} is not set"
+        );
+    }
+
+    #[test]
+    fn a_reply_that_is_neither_result_nor_error_is_refused() {
+        for (body, place) in [
+            ("{}", "outputs: is missing"),
+            (r#"{"error":"x"}"#, "code: is missing"),
+            (
+                r#"{"error":"x","code":"OOPS"}"#,
+                "code: `OOPS` is not a status",
+            ),
+            (r#"{"outputs":[]}"#, "model_name: is missing"),
+            (
+                r#"{"model_name":"m","model_version":"1","outputs":[{"name":"y"}]}"#,
+                "outputs[0].datatype: is missing",
+            ),
+            (
+                r#"{"model_name":"m","model_version":"1","outputs":[{"name":"y","datatype":"INT8","shape":[1],"data":[300]}]}"#,
+                "outputs[0].data: element 0",
+            ),
+        ] {
+            let refusal = decode_reply(&Encoding::Json, body.into()).unwrap_err();
+
+            assert!(refusal.to_string().starts_with(place), "{refusal}");
+        }
+    }
 }

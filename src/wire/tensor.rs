@@ -116,6 +116,17 @@ pub struct Tensor {
 }
 
 impl Tensor {
+    /// A tensor of `FP32`; `values` are as many as `shape` says.
+    pub fn fp32(name: &str, shape: &[usize], values: &[f32]) -> Self {
+        let data = values.iter().flat_map(|value| value.to_le_bytes());
+        Self {
+            name: name.to_owned(),
+            datatype: Datatype::Fp32,
+            shape: shape.to_vec(),
+            data: data.collect(),
+        }
+    }
+
     /// Rows of the batch: the length of the first axis; a tensor without axes has no rows to speak of.
     pub fn rows(&self) -> Option<usize> {
         self.shape.first().copied()

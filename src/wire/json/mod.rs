@@ -27,9 +27,9 @@ pub(super) use write::{encode, header};
 
 pub(super) fn read_request(body: &Bytes) -> Result<Message, WireError> {
     let text = utf8(body)?;
-    let [id, inputs, outputs, parameters] = parse(text, Object(REQUEST_KEYS), '{', A_MAP)??;
+    let [id, inputs, outputs, parameters] = parse(text, Object(REQUEST_KEYS), A_MAP)?;
     let [binary_data_output] = parameters
-        .map(|raw| nested(raw, Object(REQUEST_PARAMETERS), '{', A_MAP, "parameters"))
+        .map(|raw| nested(raw, Object(REQUEST_PARAMETERS), A_MAP, "parameters"))
         .transpose()?
         .unwrap_or_default();
     Ok(Message {
@@ -45,7 +45,7 @@ pub(super) fn read_request(body: &Bytes) -> Result<Message, WireError> {
 pub(super) fn read_reply(body: &Bytes) -> Result<Message, WireError> {
     let text = utf8(body)?;
     let [model_name, model_version, id, outputs, error, code] =
-        parse(text, Object(REPLY_KEYS), '{', A_MAP)??;
+        parse(text, Object(REPLY_KEYS), A_MAP)?;
     Ok(Message {
         model_name: optional(model_name, "model_name", string)?,
         model_version: optional(model_version, "model_version", string)?,
@@ -63,7 +63,7 @@ fn entries(
     name: &'static str,
 ) -> Result<Option<Vec<Entry>>, WireError> {
     let Some(list) = list else { return Ok(None) };
-    let objects = nested(list, Objects(Object(ENTRY_KEYS)), '[', A_LIST, name)?;
+    let objects = nested(list, Objects(Object(ENTRY_KEYS)), A_LIST, name)?;
     let entry_at = |(index, values)| {
         entry(body, values).map_err(|refusal| refusal.within(Index(index)).within(name))
     };
@@ -76,19 +76,16 @@ fn entry(
     [name, datatype, shape, data, parameters]: Values<'_, 5>,
 ) -> Result<Entry, WireError> {
     let [binary_data, binary_data_size] = parameters
-        .map(|raw| nested(raw, Object(ENTRY_PARAMETERS), '{', A_MAP, "parameters"))
+        .map(|raw| nested(raw, Object(ENTRY_PARAMETERS), A_MAP, "parameters"))
         .transpose()?
         .unwrap_or_default();
     Ok(Entry {
         name: optional(name, "name", string)?,
         datatype: optional(datatype, "datatype", datatype_of)?,
         shape: optional(shape, "shape", axes)?,
-        data: optional(data, "data", |raw| match Text::new(raw.get()).kind() {
-            "an array" => Ok(Data::Json(body.slice_ref(raw.get().as_bytes()))),
-            came => Err(Problem::Kind {
-                came,
-                allowed: DATA,
-            }),
+        data: optional(data, "data", |raw| {
+            starting(raw, '[', DATA)?;
+            Ok(Data::Json(body.slice_ref(raw.get().as_bytes())))
         })?,
         binary_data: optional(binary_data, "binary_data", boolean)
             .map_err(|refusal| refusal.within("parameters"))?,
@@ -115,59 +112,53 @@ fn optional<'a, T>(
 fn nested<'a, S, T>(
     raw: &'a RawValue,
     seed: S,
-    bracket: char,
     allowed: &'static str,
     key: &'static str,
 ) -> Result<T, WireError>
 where
     S: DeserializeSeed<'a, Value = Result<T, WireError>>,
 {
-    parse(raw.get(), seed, bracket, allowed)
-        .and_then(|value| value)
-        .map_err(|refusal| refusal.within(key))
+    parse(raw.get(), seed, allowed).map_err(|refusal| refusal.within(key))
 }
 
-/// Parses text that is to begin with `bracket`; the inner result is the seed's own.
-fn parse<'a, S: DeserializeSeed<'a>>(
-    text: &'a str,
-    seed: S,
-    bracket: char,
-    allowed: &'static str,
-) -> Result<S::Value, WireError> {
-    let mut start = Text::new(text);
-    if !start.skip(bracket) && start.kind() != "nothing" {
-        let came = start.kind();
-        return Err(Problem::Kind { came, allowed }.into());
-    }
+fn parse<'a, S, T>(text: &'a str, seed: S, allowed: &'static str) -> Result<T, WireError>
+where
+    S: DeserializeSeed<'a, Value = Result<T, WireError>>,
+{
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let value = seed.deserialize(&mut deserializer).map_err(refused)?;
-    deserializer.end().map_err(refused)?;
-    Ok(value)
+    let value = seed
+        .deserialize(&mut deserializer)
+        .and_then(|value| deserializer.end().map(|()| value));
+    value.map_err(|error| {
+        // A syntax error's text is serde's, a position and no content. A type error's would quote the value.
+        if !error.is_data() {
+            let fault = error.to_string();
+            return Problem::NotJson { fault };
+        }
+        let came = match Text::new(text).kind() {
+            "an array" => "an array that holds something else",
+            kind => kind,
+        };
+        Problem::Kind { came, allowed }
+    })?
 }
 
-/// A syntax error's text is serde's, a position and no content. A type error's would quote the value.
-fn refused(error: serde_json::Error) -> WireError {
-    if error.is_data() {
-        let came = "an array with something else than objects in it";
-        return Problem::Kind {
-            came,
-            allowed: A_LIST,
-        }
-        .into();
+/// The cursor at the start of `raw`, which is to begin with `symbol`.
+fn starting<'a>(
+    raw: &'a RawValue,
+    symbol: char,
+    allowed: &'static str,
+) -> Result<Text<'a>, Problem> {
+    let text = Text::new(raw.get());
+    if text.starts_with(symbol) {
+        return Ok(text);
     }
-    let fault = error.to_string();
-    Problem::NotJson { fault }.into()
+    let came = text.kind();
+    Err(Problem::Kind { came, allowed })
 }
 
 fn string(raw: &RawValue) -> Result<String, Problem> {
-    let mut text = Text::new(raw.get());
-    match text.kind() {
-        "a string" => text.string().map(Cow::into_owned),
-        came => Err(Problem::Kind {
-            came,
-            allowed: A_STRING,
-        }),
-    }
+    starting(raw, '"', A_STRING)?.string().map(Cow::into_owned)
 }
 
 fn boolean(raw: &RawValue) -> Result<bool, Problem> {
@@ -204,14 +195,8 @@ fn datatype_of(raw: &RawValue) -> Result<Datatype, Problem> {
 }
 
 fn axes(raw: &RawValue) -> Result<Vec<usize>, Problem> {
-    let mut text = Text::new(raw.get());
-    if !text.skip('[') {
-        let came = text.kind();
-        return Err(Problem::Kind {
-            came,
-            allowed: A_SHAPE,
-        });
-    }
+    let mut text = starting(raw, '[', A_SHAPE)?;
+    text.skip('[');
     let mut axes = Vec::with_capacity(AXES_MAX);
     while !text.skip(']') {
         if axes.len() == AXES_MAX {

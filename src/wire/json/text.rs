@@ -32,6 +32,10 @@ impl<'a> Text<'a> {
         }
     }
 
+    pub(super) fn starts_with(&self, symbol: char) -> bool {
+        self.rest.trim_ascii_start().starts_with(symbol)
+    }
+
     /// Steps over `symbol`, if it comes next.
     pub(super) fn skip(&mut self, symbol: char) -> bool {
         match self.rest.trim_ascii_start().strip_prefix(symbol) {

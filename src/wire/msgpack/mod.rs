@@ -193,8 +193,8 @@ fn scalar(token: Token<'_>) -> Result<Scalar<'_>, Problem> {
         Token::Float32(value) => Scalar::Float(value.into()),
         Token::Float64(value) => Scalar::Float(value),
         Token::Str(bytes) | Token::Bin(bytes) => Scalar::Binary(bytes),
-        // Unlike JSON, MessagePack has a NaN; a nil among numbers is a hole in the sender's data.
-        Token::Nil | Token::Array(_) | Token::Map(_) => {
+        Token::Nil => Scalar::Nil,
+        Token::Array(_) | Token::Map(_) => {
             return Err(Problem::nesting(token.kind(), "an element"));
         }
     })
