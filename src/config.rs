@@ -17,8 +17,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 pub use keys::{
-    BatchConfig, BrokerConfig, Config, Key, LimitsConfig, ModelsConfig, ReplyConfig, SECTIONS,
-    Section, TelemetryConfig, TopologyConfig, WorkerConfig, keys,
+    BatchConfig, BrokerConfig, Config, Key, LimitsConfig, ModelsConfig, ReplyConfig, SECTIONS, Section,
+    TelemetryConfig, TopologyConfig, WorkerConfig, keys,
 };
 use layer::{ConfigFile, Layer};
 use read::Reader;
@@ -86,11 +86,7 @@ impl WorkerConfig {
     pub fn identity(&self) -> String {
         self.name.clone().unwrap_or_else(|| {
             let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-            let host = if host.trim().is_empty() {
-                "worker"
-            } else {
-                host.trim()
-            };
+            let host = if host.trim().is_empty() { "worker" } else { host.trim() };
             format!("{host}-{}", std::process::id())
         })
     }
@@ -119,21 +115,11 @@ pub struct Setting {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("there is no configuration file {}, which {named_by} names", path.display())]
-    Missing {
-        path: PathBuf,
-        named_by: &'static str,
-    },
+    Missing { path: PathBuf, named_by: &'static str },
     #[error("cannot read the configuration file {}", path.display())]
-    Unreadable {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Unreadable { path: PathBuf, source: std::io::Error },
     #[error("the configuration file {} is not TOML from line {line} on: {reason}", path.display())]
-    NotToml {
-        path: PathBuf,
-        line: usize,
-        reason: String,
-    },
+    NotToml { path: PathBuf, line: usize, reason: String },
     #[error("{0}")]
     Faults(Faults),
     #[error("cannot put the sources of the configuration together")]
@@ -188,10 +174,7 @@ mod tests {
     #[test]
     fn a_later_layer_wins_over_an_earlier_one() {
         let folder = Folder::with("[batch]\nrows_max = 2\nlinger_ms = 2\n[broker]\nprefetch = 2\n");
-        let environment = [
-            ("INFERQ_BATCH__LINGER_MS", "3"),
-            ("INFERQ_BROKER__PREFETCH", "3"),
-        ];
+        let environment = [("INFERQ_BATCH__LINGER_MS", "3"), ("INFERQ_BROKER__PREFETCH", "3")];
         let overrides = [("broker.prefetch", "4".to_owned())];
 
         let loaded = folder.load(&overrides, &environment).unwrap();
@@ -202,10 +185,7 @@ mod tests {
         assert_eq!(loaded.config.broker.prefetch, 4);
         assert_eq!(origin(&loaded, "reply.unconfirmed_max"), "default");
         assert_eq!(origin(&loaded, "batch.rows_max"), folder.line(2));
-        assert_eq!(
-            origin(&loaded, "batch.linger_ms"),
-            "INFERQ_BATCH__LINGER_MS"
-        );
+        assert_eq!(origin(&loaded, "batch.linger_ms"), "INFERQ_BATCH__LINGER_MS");
         assert_eq!(origin(&loaded, "broker.prefetch"), "command line");
         assert_eq!(loaded.file, Some(folder.file()));
     }
@@ -223,15 +203,19 @@ mod tests {
         ];
         let overrides = [("telemetry.listen", "localhost:9090".to_owned())];
 
-        let message = folder
-            .load(&overrides, &environment)
-            .unwrap_err()
-            .to_string();
+        let message = folder.load(&overrides, &environment).unwrap_err().to_string();
 
         let faults = [
-            format!("broker.prefech: is not a key, did you mean broker.prefetch? ({})", folder.line(4)),
-            "INFERQ_BROKER_URI: is not a variable of this program, did you mean INFERQ_BROKER__URI? (environment)".into(),
-            format!("broker.prefetch: is 2001, allowed is a whole number from 1 to 2000 ({})", folder.line(2)),
+            format!(
+                "broker.prefech: is not a key, did you mean broker.prefetch? ({})",
+                folder.line(4)
+            ),
+            "INFERQ_BROKER_URI: is not a variable of this program, did you mean INFERQ_BROKER__URI? (environment)"
+                .into(),
+            format!(
+                "broker.prefetch: is 2001, allowed is a whole number from 1 to 2000 ({})",
+                folder.line(2)
+            ),
             format!(
                 "broker.heartbeat_ms: is 1500, allowed is a whole number of milliseconds from 1000 to 60000 in steps of 1000 ({})",
                 folder.line(3)
@@ -268,11 +252,7 @@ mod tests {
         let misplaced = [
             ("prefetch = 3", "prefetch", "broker.prefetch"),
             ("[batch]\nprefetch = 3", "batch.prefetch", "broker.prefetch"),
-            (
-                "[worker]\nlinger_ms = 3",
-                "worker.linger_ms",
-                "batch.linger_ms",
-            ),
+            ("[worker]\nlinger_ms = 3", "worker.linger_ms", "batch.linger_ms"),
             ("[brokr]\nuri = \"\"", "brokr.uri", "broker.uri"),
         ];
         for (text, given, meant) in misplaced {
@@ -294,10 +274,7 @@ mod tests {
         assert_eq!(faults.len(), 4);
         assert_eq!(
             by_key("broker").to_string(),
-            format!(
-                "broker: is 3, allowed is a section [broker] ({})",
-                folder.line(1)
-            )
+            format!("broker: is 3, allowed is a section [broker] ({})", folder.line(1))
         );
         assert_eq!(by_key("batch").wrong, "is [a section]");
         for key in ["nonsense", "x.y"] {
@@ -342,19 +319,11 @@ mod tests {
             ("telemetry.log_format", "json"),
         ];
         let paths: BTreeSet<&str> = samples.iter().map(|(path, _)| *path).collect();
-        assert_eq!(
-            paths,
-            keys().map(|key| key.path).collect(),
-            "a sample for each key"
-        );
+        assert_eq!(paths, keys().map(|key| key.path).collect(), "a sample for each key");
 
         let defaults = Config::from_overrides(&[]).unwrap();
         for key in keys() {
-            let sample = samples
-                .iter()
-                .find(|(path, _)| *path == key.path)
-                .unwrap()
-                .1;
+            let sample = samples.iter().find(|(path, _)| *path == key.path).unwrap().1;
             let mut environment = vec![(key.variable(), sample.to_owned())];
             // These go together.
             if key.path.starts_with("broker.c") && key.path.ends_with("_file") {
@@ -374,12 +343,7 @@ mod tests {
 
             assert_eq!(origin(&loaded, key.path), key.variable());
             // The only device there is, is the default.
-            assert_eq!(
-                loaded.config == defaults,
-                key.path == "worker.device",
-                "{}",
-                key.path
-            );
+            assert_eq!(loaded.config == defaults, key.path == "worker.device", "{}", key.path);
         }
         let loaded = load_only(&[("INFERQ_MODELS__LOAD".into(), " seed, other,".into())]).unwrap();
         assert_eq!(loaded.config.models.load, ["seed", "other"]);
@@ -389,25 +353,16 @@ mod tests {
     fn contradictions_are_faults() {
         let contradictions: [(&[(&str, &str)], &str); 5] = [
             (
-                &[
-                    ("broker.uri", "amqp://other"),
-                    ("broker.uri_file", "/run/uri"),
-                ],
+                &[("broker.uri", "amqp://other"), ("broker.uri_file", "/run/uri")],
                 "broker.uri_file: is set as well as broker.uri, allowed is one of them (command line; broker.uri: command line)",
             ),
             (
-                &[
-                    ("broker.uri", "amqps://b"),
-                    ("broker.client_key_file", "/k"),
-                ],
+                &[("broker.uri", "amqps://b"), ("broker.client_key_file", "/k")],
                 "broker.client_certificate_file: is not set, but broker.client_key_file is, allowed are both or neither \
                  (default; broker.client_key_file: command line)",
             ),
             (
-                &[
-                    ("broker.uri", "amqps://b"),
-                    ("broker.client_certificate_file", "/c"),
-                ],
+                &[("broker.uri", "amqps://b"), ("broker.client_certificate_file", "/c")],
                 "broker.client_key_file: is not set, but broker.client_certificate_file is, allowed are both or neither \
                  (default; broker.client_certificate_file: command line)",
             ),
@@ -423,10 +378,7 @@ mod tests {
             ),
         ];
         for (given, expected) in contradictions {
-            let overrides: Vec<(&str, String)> = given
-                .iter()
-                .map(|(key, text)| (*key, (*text).to_owned()))
-                .collect();
+            let overrides: Vec<(&str, String)> = given.iter().map(|(key, text)| (*key, (*text).to_owned())).collect();
 
             let error = Config::from_overrides(&overrides).unwrap_err();
 
@@ -441,10 +393,7 @@ mod tests {
 
         let loaded = folder.load(&[], &[("INFERQ_BROKER__URI_FILE", "/run/uri")]);
 
-        assert_eq!(
-            loaded.unwrap().config.broker.uri_file,
-            Some("/run/uri".into())
-        );
+        assert_eq!(loaded.unwrap().config.broker.uri_file, Some("/run/uri".into()));
     }
 
     #[test]
@@ -458,12 +407,7 @@ mod tests {
             ("reply.unconfirmed_max", 1, 65_536),
         ];
         for (key, least, most) in edges {
-            for (number, fits) in [
-                (least - 1, false),
-                (least, true),
-                (most, true),
-                (most + 1, false),
-            ] {
+            for (number, fits) in [(least - 1, false), (least, true), (most, true), (most + 1, false)] {
                 let result = Config::from_overrides(&[(key, number.to_string())]);
 
                 assert_eq!(result.is_ok(), fits, "{key} = {number}");
@@ -498,10 +442,7 @@ mod tests {
 
     #[test]
     fn secrets_never_show() {
-        let good = Config::from_overrides(&[(
-            "broker.uri",
-            format!("amqp://user:{PASSWORD}@broker/vhost"),
-        )]);
+        let good = Config::from_overrides(&[("broker.uri", format!("amqp://user:{PASSWORD}@broker/vhost"))]);
         let bad = [
             ("broker.uri", format!("http://user:{PASSWORD}@broker")),
             ("broker.uri", format!("amqp:user:{PASSWORD}@broker")),
@@ -524,10 +465,7 @@ mod tests {
             assert!(matches!(error, ConfigError::NotToml { .. }), "{error}");
             shown.extend([format!("{error}"), format!("{error:?}")]);
         }
-        let misspelt = [(
-            "INFERQ_BROKER_URI".to_owned(),
-            format!("amqp://user:{PASSWORD}@broker"),
-        )];
+        let misspelt = [("INFERQ_BROKER_URI".to_owned(), format!("amqp://user:{PASSWORD}@broker"))];
         shown.push(load_only(&misspelt).unwrap_err().to_string());
 
         for text in shown {
@@ -541,8 +479,7 @@ mod tests {
         let absent = folder.0.path().join("absent.toml");
         let environment = [("INFERQ_CONFIG".to_owned(), absent.display().to_string())];
 
-        let by_flag =
-            Config::load_from(Some(&absent), &[], pairs(&[]), folder.0.path()).unwrap_err();
+        let by_flag = Config::load_from(Some(&absent), &[], pairs(&[]), folder.0.path()).unwrap_err();
         let by_variable = load_only(&environment).unwrap_err();
         let nobody = load_only(&[("INFERQ_CONFIG".to_owned(), String::new())]).unwrap();
 
@@ -622,11 +559,7 @@ mod tests {
             format!("{}, line {line}", self.file().display())
         }
 
-        fn load(
-            &self,
-            overrides: &[(&str, String)],
-            environment: &[(&str, &str)],
-        ) -> Result<Loaded, ConfigError> {
+        fn load(&self, overrides: &[(&str, String)], environment: &[(&str, &str)]) -> Result<Loaded, ConfigError> {
             let environment: Vec<(String, String)> = environment
                 .iter()
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
@@ -648,10 +581,7 @@ mod tests {
     }
 
     fn origin<'a>(loaded: &'a Loaded, path: &str) -> &'a str {
-        let setting = loaded
-            .settings
-            .iter()
-            .find(|setting| setting.key.path == path);
+        let setting = loaded.settings.iter().find(|setting| setting.key.path == path);
         &setting.unwrap().origin
     }
 

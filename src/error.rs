@@ -31,20 +31,14 @@ pub enum JobError {
     #[error("inputs[{index}]: input `{name}` came twice")]
     InputTwice { index: usize, name: String },
     #[error("inputs[{index}]: a name is needed, since model `{model}` takes {takes}")]
-    InputUnnamed {
-        index: usize,
-        model: String,
-        takes: String,
-    },
+    InputUnnamed { index: usize, model: String, takes: String },
     #[error("input `{input}`: shape {came} came, the model takes {takes}")]
-    Shape {
-        input: String,
-        came: String,
-        takes: String,
-    },
+    Shape { input: String, came: String, takes: String },
     #[error("input `{input}`: no rows came, at least one is needed")]
     NoRows { input: String },
-    #[error("input `{input}`: {came} rows came where input `{other}` has {rows}; all inputs of a job have the same rows")]
+    #[error(
+        "input `{input}`: {came} rows came where input `{other}` has {rows}; all inputs of a job have the same rows"
+    )]
     Rows {
         input: String,
         came: usize,
@@ -60,7 +54,9 @@ pub enum JobError {
         model: String,
         gives: String,
     },
-    #[error("the reply would have {bytes} bytes, at most {max} are allowed (limits.body_bytes_max); send fewer rows a job")]
+    #[error(
+        "the reply would have {bytes} bytes, at most {max} are allowed (limits.body_bytes_max); send fewer rows a job"
+    )]
     ReplyTooLarge { bytes: usize, max: usize },
     #[error("model `{model}` has no version `{version}` here; served are {served}")]
     Version {

@@ -13,7 +13,11 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("inferq: {}", inferq::error::chain(error.as_ref()));
-            ExitCode::from(if error.is::<ConfigError>() { BAD_CONFIGURATION } else { FATAL })
+            ExitCode::from(if error.is::<ConfigError>() {
+                BAD_CONFIGURATION
+            } else {
+                FATAL
+            })
         }
     }
 }

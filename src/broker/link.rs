@@ -34,7 +34,8 @@ impl Role {
         }
     }
 
-    const fn down(self) -> Condition {
+    /// The condition that holds while the connection does not work.
+    pub const fn down(self) -> Condition {
         match self {
             Self::Consume => Condition::ConsumeConnection,
             Self::Publish => Condition::PublishConnection,
@@ -87,7 +88,6 @@ impl Supervisor {
     pub async fn run(self, live: Live) {
         let mut backoff = Backoff::new(self.config.reconnect_max);
         let name = format!("{} {}", self.name, self.role.name());
-        self.health.set(self.role.down(), "connecting to the broker");
         while !self.closed.is_cancelled() {
             let connected = tokio::select! {
                 connected = connection::connect(&self.config, &name) => connected,
@@ -139,7 +139,11 @@ impl Supervisor {
     }
 
     /// Returns why the connection ended.
-    async fn watch(&self, connection: &Connection, events: &mut (impl futures_util::Stream<Item = Event> + Unpin)) -> String {
+    async fn watch(
+        &self,
+        connection: &Connection,
+        events: &mut (impl futures_util::Stream<Item = Event> + Unpin),
+    ) -> String {
         let blocked = || Condition::Blocked(self.role.name());
         let mut said = None;
         while connection.status().connected() {

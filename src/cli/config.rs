@@ -99,15 +99,14 @@ fn show_json(loaded: &Loaded, out: &mut dyn Write) -> anyhow::Result<()> {
     let sections: serde_json::Map<String, serde_json::Value> = SECTIONS
         .iter()
         .map(|section| {
-            let entries: serde_json::Map<String, serde_json::Value> =
-                settings_of(loaded, section.name)
-                    .map(|Setting { key, value, origin }| {
-                        (
-                            key.name.to_owned(),
-                            serde_json::json!({ "value": value, "origin": origin }),
-                        )
-                    })
-                    .collect();
+            let entries: serde_json::Map<String, serde_json::Value> = settings_of(loaded, section.name)
+                .map(|Setting { key, value, origin }| {
+                    (
+                        key.name.to_owned(),
+                        serde_json::json!({ "value": value, "origin": origin }),
+                    )
+                })
+                .collect();
             (section.name.to_owned(), entries.into())
         })
         .collect();
@@ -154,11 +153,7 @@ mod tests {
 
     #[test]
     fn show_prints_toml_that_loads_again_with_origins_and_without_the_password() {
-        let shown = output(
-            "show",
-            &[("INFERQ_BROKER__URI", "amqp://user:hidden@host/v")],
-        )
-        .unwrap();
+        let shown = output("show", &[("INFERQ_BROKER__URI", "amqp://user:hidden@host/v")]).unwrap();
 
         let broker = &shown.parse::<toml::Table>().unwrap()["broker"];
         assert_eq!(broker["uri"].as_str(), Some("amqp://user:***@host/v"));
@@ -187,10 +182,7 @@ mod tests {
             shown["broker"]["uri"],
             serde_json::json!({ "value": "amqp://user:***@host/v", "origin": "INFERQ_BROKER__URI" })
         );
-        assert_eq!(
-            shown["models"]["load"]["value"],
-            serde_json::json!(["a", "b"])
-        );
+        assert_eq!(shown["models"]["load"]["value"], serde_json::json!(["a", "b"]));
         assert_eq!(
             shown["broker"]["prefetch"],
             serde_json::json!({ "value": 256, "origin": "default" })
@@ -202,10 +194,7 @@ mod tests {
         let valid = output("check", &[]).unwrap();
         let refused = output(
             "check",
-            &[
-                ("INFERQ_BATCH__ROWS_MAX", "0"),
-                ("INFERQ_BROKER__PREFETCH", "0"),
-            ],
+            &[("INFERQ_BATCH__ROWS_MAX", "0"), ("INFERQ_BROKER__PREFETCH", "0")],
         )
         .unwrap_err();
 

@@ -88,7 +88,12 @@ impl Cli {
                 let config = self.settings.load()?.config;
                 let mut runtime = None;
                 let mut load = |files: &VersionFiles| load_to_look_at(&mut runtime, files);
-                Ok(models::run(&args.command, &config.models.repository, &mut load, &mut out)?)
+                Ok(models::run(
+                    &args.command,
+                    &config.models.repository,
+                    &mut load,
+                    &mut out,
+                )?)
             }
             Command::Config(args) => config::run(&args, self.settings.file(), &self.settings.overrides(), &mut out),
         }

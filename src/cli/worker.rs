@@ -54,7 +54,6 @@ async fn work(config: Config) -> anyhow::Result<()> {
         models = loading => models??,
         () = stop.cancelled() => return Ok(()),
     };
-    health.clear(Condition::Loading);
     let worker = Worker {
         config,
         models,
@@ -77,7 +76,10 @@ fn load_models(config: &Config, health: &Health) -> anyhow::Result<Vec<LoadedMod
         health.set(Condition::Model(model.as_str().into()), fault);
     }
     if loaded.is_empty() {
-        let faults: Vec<_> = faults.iter().map(|(model, fault)| format!("{model}: {fault}")).collect();
+        let faults: Vec<_> = faults
+            .iter()
+            .map(|(model, fault)| format!("{model}: {fault}"))
+            .collect();
         return Err(WorkerError::NoModel(faults.join("\n")).into());
     }
     Ok(loaded)

@@ -10,8 +10,8 @@ use ::config::ValueKind;
 
 use super::read::Reader;
 use super::rule::{
-    Count, DeviceRule, LogFilter, Milliseconds, ModelNames, OneOf, OptionalAddress, OptionalPath,
-    RequiredPath, Rule, TopologyPrefix, Uri, WholeNumber, WholeSeconds, WorkerName,
+    Count, DeviceRule, LogFilter, Milliseconds, ModelNames, OneOf, OptionalAddress, OptionalPath, RequiredPath, Rule,
+    TopologyPrefix, Uri, WholeNumber, WholeSeconds, WorkerName,
 };
 use super::uri::BrokerUri;
 use super::values::{Device, LogFormat, QueueType, TopologyMode, Unroutable};

@@ -91,21 +91,13 @@ impl Layer {
         for (path, text) in overrides {
             match keys().find(|key| key.path == *path) {
                 Some(key) => layer.take_text(key, text, "command line"),
-                None => layer
-                    .faults
-                    .push(unknown_key(path, "command line".to_owned())),
+                None => layer.faults.push(unknown_key(path, "command line".to_owned())),
             }
         }
         layer
     }
 
-    fn take_section(
-        &mut self,
-        section: &str,
-        position: usize,
-        content: &Spanned<DeValue<'_>>,
-        origin: &Origin<'_>,
-    ) {
+    fn take_section(&mut self, section: &str, position: usize, content: &Spanned<DeValue<'_>>, origin: &Origin<'_>) {
         let known = SECTIONS.iter().any(|known| known.name == section);
         let DeValue::Table(entries) = content.get_ref() else {
             self.faults.push(if known {
@@ -141,16 +133,10 @@ impl Layer {
         // No value begins or ends with white space, but files that end with a line feed become variables.
         let text = text.trim();
         let kind = match (key.default)() {
-            ValueKind::I64(_) => text
-                .parse()
-                .map_or_else(|_| ValueKind::from(text), ValueKind::I64),
+            ValueKind::I64(_) => text.parse().map_or_else(|_| ValueKind::from(text), ValueKind::I64),
             ValueKind::Array(_) => {
                 let entries = text.split(',').map(str::trim);
-                ValueKind::from(
-                    entries
-                        .filter(|entry| !entry.is_empty())
-                        .collect::<Vec<_>>(),
-                )
+                ValueKind::from(entries.filter(|entry| !entry.is_empty()).collect::<Vec<_>>())
             }
             _ => ValueKind::from(text),
         };
@@ -182,11 +168,7 @@ pub(super) struct ConfigFile {
 
 impl ConfigFile {
     /// The first of: the file that was named, the one that `INFERQ_CONFIG` names, `inferq.toml` in `folder` if it is there.
-    pub fn find(
-        named: Option<&Path>,
-        environment: &[(OsString, OsString)],
-        folder: &Path,
-    ) -> Option<Self> {
+    pub fn find(named: Option<&Path>, environment: &[(OsString, OsString)], folder: &Path) -> Option<Self> {
         if let Some(path) = named {
             return Some(Self {
                 path: path.to_owned(),
@@ -218,11 +200,7 @@ struct Origin<'a> {
 
 impl Origin<'_> {
     fn at(&self, position: usize) -> String {
-        format!(
-            "{}, line {}",
-            self.path.display(),
-            line_of(self.text, position)
-        )
+        format!("{}, line {}", self.path.display(), line_of(self.text, position))
     }
 }
 

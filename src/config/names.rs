@@ -16,9 +16,7 @@ const RESERVED_PREFIXES: [&str; 2] = ["INFERQ_TEST_", "INFERQ_LOG"];
 /// Whether a variable that begins as ours do is none of the settings.
 pub(super) fn is_reserved(name: &str, value: &OsStr) -> bool {
     name == FILE_VARIABLE
-        || RESERVED_PREFIXES
-            .iter()
-            .any(|prefix| name.starts_with(prefix))
+        || RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
         || is_service_link(name, value)
 }
 
@@ -29,11 +27,7 @@ pub(super) fn is_reserved(name: &str, value: &OsStr) -> bool {
 /// Kubernetes documentation, "Service", section "Discovering services, environment variables".
 fn is_service_link(name: &str, value: &OsStr) -> bool {
     let holds_address = || value.to_str().is_some_and(|value| value.contains("://"));
-    let names_protocol = || {
-        ["_TCP", "_UDP", "_SCTP"]
-            .iter()
-            .any(|word| name.contains(word))
-    };
+    let names_protocol = || ["_TCP", "_UDP", "_SCTP"].iter().any(|word| name.contains(word));
     !name.contains("__")
         && (name.ends_with("_SERVICE_HOST")
             || name.contains("_SERVICE_PORT")

@@ -22,15 +22,10 @@ impl Reader {
     /// # Errors
     /// `ConfigError::Layers` if the library refuses a layer.
     pub fn new<const N: usize>(layers: [Layer; N]) -> Result<Self, ConfigError> {
-        let faults = layers
-            .iter()
-            .flat_map(|layer| layer.faults.clone())
-            .collect();
+        let faults = layers.iter().flat_map(|layer| layer.faults.clone()).collect();
         let builder = layers
             .into_iter()
-            .fold(::config::Config::builder(), |builder, layer| {
-                builder.add_source(layer)
-            });
+            .fold(::config::Config::builder(), |builder, layer| builder.add_source(layer));
         // Through `Source`, because that keeps each value's origin; deserialising does not.
         let sections = builder.build()?.collect()?;
         let value_of = |key: &Key| match &sections.get(key.section)?.kind {
@@ -51,9 +46,7 @@ impl Reader {
             Some((key, value)) => match rule.check(&value.kind) {
                 Ok(checked) => return Some(checked),
                 Err(Refusal::Because(reason)) => (reason, origin_of(value)),
-                Err(Refusal::Value) if key.secret => {
-                    ("is something else".to_owned(), origin_of(value))
-                }
+                Err(Refusal::Value) if key.secret => ("is something else".to_owned(), origin_of(value)),
                 Err(Refusal::Value) => (format!("is {}", described(&value.kind)), origin_of(value)),
             },
             None => ("is missing".to_owned(), String::new()),
@@ -95,8 +88,7 @@ impl Reader {
     fn two_uris(&self) -> Option<Fault> {
         // The example file holds the default: that is not a second address.
         let default = keys().find(|key| key.path == "broker.uri")?.default;
-        let set = !self.text("broker.uri_file").is_empty()
-            && self.text("broker.uri") != default().to_string();
+        let set = !self.text("broker.uri_file").is_empty() && self.text("broker.uri") != default().to_string();
         set.then(|| {
             self.fault(
                 "broker.uri_file",

@@ -10,8 +10,8 @@ use std::time::Duration;
 use ::config::{Value, ValueKind};
 
 pub(super) use text::{
-    DeviceRule, LogFilter, ModelNames, OneOf, OptionalAddress, OptionalPath, RequiredPath,
-    TopologyPrefix, Uri, WorkerName,
+    DeviceRule, LogFilter, ModelNames, OneOf, OptionalAddress, OptionalPath, RequiredPath, TopologyPrefix, Uri,
+    WorkerName,
 };
 
 /// How the value of a key is checked.
@@ -83,9 +83,7 @@ impl Rule for Milliseconds {
     }
 
     fn check(&self, given: &ValueKind) -> Result<Duration, Refusal> {
-        WholeNumber(self.0.clone())
-            .check(given)
-            .map(Duration::from_millis)
+        WholeNumber(self.0.clone()).check(given).map(Duration::from_millis)
     }
 }
 
@@ -96,10 +94,7 @@ impl Rule for WholeSeconds {
     type Checked = Duration;
 
     fn allowed(&self) -> String {
-        format!(
-            "{} in steps of 1000",
-            Milliseconds(self.0.clone()).allowed()
-        )
+        format!("{} in steps of 1000", Milliseconds(self.0.clone()).allowed())
     }
 
     fn check(&self, given: &ValueKind) -> Result<Duration, Refusal> {
@@ -119,10 +114,7 @@ pub(super) fn described(given: &ValueKind) -> String {
         ValueKind::Nil => "missing".to_owned(),
         ValueKind::Table(_) => "a section".to_owned(),
         ValueKind::Array(entries) => {
-            let entries: Vec<String> = entries
-                .iter()
-                .map(|Value { kind, .. }| described(kind))
-                .collect();
+            let entries: Vec<String> = entries.iter().map(|Value { kind, .. }| described(kind)).collect();
             format!("[{}]", entries.join(", "))
         }
         ValueKind::Boolean(_)

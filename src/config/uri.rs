@@ -82,9 +82,7 @@ pub enum UriError {
     #[error("is not an AMQP URI (are the special characters of the password percent-encoded?)")]
     Malformed,
     /// The AMQP client's parser knows only names and would go to `localhost` instead.
-    #[error(
-        "has an IPv6 address as its host, which the AMQP client cannot use; give the host by name"
-    )]
+    #[error("has an IPv6 address as its host, which the AMQP client cannot use; give the host by name")]
     Ipv6,
 }
 
@@ -113,10 +111,7 @@ impl BrokerConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum UriFileError {
     #[error("broker.uri_file: cannot read {}", path.display())]
-    Unreadable {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Unreadable { path: PathBuf, source: std::io::Error },
     #[error("broker.uri_file: what {} holds is not the URI of a broker", path.display())]
     Refused { path: PathBuf, source: UriError },
 }
@@ -151,10 +146,7 @@ mod tests {
     #[test]
     fn the_password_is_masked_whatever_is_in_it() {
         let uris = [
-            (
-                "amqp://user:pass@host:5672/v",
-                "amqp://user:***@host:5672/v",
-            ),
+            ("amqp://user:pass@host:5672/v", "amqp://user:***@host:5672/v"),
             ("amqp://user:p%40s%2Fs%23@host/v", "amqp://user:***@host/v"),
             ("amqp://user:p@ss:w@host/v", "amqp://user:***@host/v"),
             ("amqp://user:12/34@host/v", "amqp://user:***@host/v"),
@@ -189,10 +181,7 @@ mod tests {
     fn a_secret_prints_as_stars() {
         let secret = Secret::new("hidden");
 
-        assert_eq!(
-            format!("{secret} {secret:?} {}", secret.expose()),
-            "*** *** hidden"
-        );
+        assert_eq!(format!("{secret} {secret:?} {}", secret.expose()), "*** *** hidden");
     }
 
     #[test]
@@ -209,9 +198,7 @@ mod tests {
     fn the_file_is_read_again_every_time() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let path = file.path().display().to_string();
-        let broker = Config::from_overrides(&[("broker.uri_file", path)])
-            .unwrap()
-            .broker;
+        let broker = Config::from_overrides(&[("broker.uri_file", path)]).unwrap().broker;
 
         std::fs::write(file.path(), "amqp://first\n").unwrap();
         let first = broker.current_uri().unwrap();

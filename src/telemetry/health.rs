@@ -51,9 +51,8 @@ impl Default for Health {
 
 impl Health {
     pub fn set(&self, condition: Condition, reason: &str) {
-        self.conditions.send_if_modified(|conditions| {
-            conditions.insert(condition, reason.to_owned()).as_deref() != Some(reason)
-        });
+        self.conditions
+            .send_if_modified(|conditions| conditions.insert(condition, reason.to_owned()).as_deref() != Some(reason));
     }
 
     pub fn clear(&self, condition: Condition) {

@@ -1,5 +1,7 @@
 //! Logs, on standard error.
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogFormat, TelemetryConfig};
@@ -9,19 +11,23 @@ use crate::config::{LogFormat, TelemetryConfig};
 /// # Errors
 /// `telemetry.log` is not a filter.
 pub fn start(config: &TelemetryConfig) -> Result<(), BadFilter> {
-    let mut filter = EnvFilter::try_new(&config.log).map_err(|cause| BadFilter {
+    let mut filter = EnvFilter::try_new(format!("{QUIET},{}", config.log)).map_err(|cause| BadFilter {
         filter: config.log.clone(),
         cause,
     })?;
-    for directive in QUIET {
-        if let Ok(directive) = directive.parse() {
-            filter = filter.add_directive(directive);
+    for never in NEVER {
+        if let Ok(never) = never.parse() {
+            filter = filter.add_directive(never);
         }
     }
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false);
     // A second start in one process keeps the first's settings.
     let _ = match config.log_format {
-        LogFormat::Text => builder.with_target(false).try_init(),
+        LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
     Ok(())
@@ -29,13 +35,16 @@ pub fn start(config: &TelemetryConfig) -> Result<(), BadFilter> {
 
 /// `telemetry.log` is not a filter.
 #[derive(Debug, thiserror::Error)]
-#[error("telemetry.log: `{filter}` is not a log filter; allowed are a level or tracing's directives, such as `info,inferq=debug`")]
+#[error(
+    "telemetry.log: `{filter}` is no log filter; allowed are a level or tracing's directives (`info,inferq=debug`)"
+)]
 pub struct BadFilter {
     filter: String,
     #[source]
     cause: tracing_subscriber::filter::ParseError,
 }
 
-/// What libraries would log that must not be: `lapin` writes each returned message with its body, and it and ONNX Runtime
-/// log errors that we log ourselves, with more to go by.
-const QUIET: [&str; 3] = ["lapin::returned_messages=error", "lapin=error", "ort=warn"];
+/// Libraries that log errors which we log ourselves, with more to go by. Whoever wants their view asks for it.
+const QUIET: &str = "lapin=off,ort=off";
+/// Logs of a message's body, or of values in it, whatever the configuration says.
+const NEVER: [&str; 2] = ["lapin::returned_messages=off", "ort::logging=off"];

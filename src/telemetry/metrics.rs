@@ -118,8 +118,16 @@ impl Metrics {
             )?,
             deliveries: add.counters("inferq_deliveries_total", "Messages taken off the queue", &["model"])?,
             rows: add.counters("inferq_rows_total", "Rows run", LANE)?,
-            batches: add.counters("inferq_batches_total", "Batches run; rows / batches is the mean batch", LANE)?,
-            bisected: add.counters("inferq_batches_bisected_total", "Failed batches that were run in halves", LANE)?,
+            batches: add.counters(
+                "inferq_batches_total",
+                "Batches run; rows / batches is the mean batch",
+                LANE,
+            )?,
+            bisected: add.counters(
+                "inferq_batches_bisected_total",
+                "Failed batches that were run in halves",
+                LANE,
+            )?,
             batch_rows: add.histograms("inferq_batch_rows", "Rows of a batch", LANE, powers_of_two())?,
             wait_seconds: add.histograms(
                 "inferq_batch_wait_seconds",
@@ -128,17 +136,30 @@ impl Metrics {
                 seconds(),
             )?,
             infer_seconds: add.histograms("inferq_infer_duration_seconds", "Run of a batch", LANE, seconds())?,
-            connection_up: add.gauges("inferq_connection_up", "Whether the connection to the broker works", ROLE)?,
+            connection_up: add.gauges(
+                "inferq_connection_up",
+                "Whether the connection to the broker works",
+                ROLE,
+            )?,
             connects: add.counters("inferq_connects_total", "Connections made to the broker", ROLE)?,
             connect_failures: add.counters("inferq_connect_failures_total", "Connections that failed", ROLE)?,
             ready: add.gauge("inferq_ready", "Whether /readyz says ready")?,
             reply: ReplyMetrics {
                 replied: add.counter("inferq_replies_total", "Replies that the broker confirmed")?,
                 unroutable: add.counter("inferq_replies_unroutable_total", "Replies whose queue is gone or full")?,
-                refused: add.counter("inferq_publishes_refused_total", "Messages that the broker did not take")?,
-                stale: add.counter("inferq_answers_stale_total", "Answers to jobs of a channel that is gone")?,
+                refused: add.counter(
+                    "inferq_publishes_refused_total",
+                    "Messages that the broker did not take",
+                )?,
+                stale: add.counter(
+                    "inferq_answers_stale_total",
+                    "Answers to jobs of a channel that is gone",
+                )?,
                 dead_lettered: add.counter("inferq_dead_letters_total", "Dead letters that the broker confirmed")?,
-                unconfirmed: add.gauge("inferq_publishes_unconfirmed", "Messages published and not yet confirmed")?,
+                unconfirmed: add.gauge(
+                    "inferq_publishes_unconfirmed",
+                    "Messages published and not yet confirmed",
+                )?,
                 confirm_seconds: add.histogram(
                     "inferq_confirm_duration_seconds",
                     "From publishing a message to its confirm",
@@ -233,7 +254,10 @@ impl Adding<'_> {
         labels: &[&str],
         buckets: Vec<f64>,
     ) -> prometheus::Result<HistogramVec> {
-        self.add(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels))
+        self.add(HistogramVec::new(
+            HistogramOpts::new(name, help).buckets(buckets),
+            labels,
+        ))
     }
 }
 

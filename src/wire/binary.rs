@@ -26,21 +26,13 @@ pub(super) fn read_reply(body: &Bytes, json_bytes: usize) -> Result<Message, Wir
 fn split(body: &Bytes, json_bytes: usize) -> Result<(Bytes, Bytes), WireError> {
     if json_bytes > body.len() {
         let body_bytes = body.len();
-        return Err(Problem::JsonBytes {
-            json_bytes,
-            body_bytes,
-        }
-        .into());
+        return Err(Problem::JsonBytes { json_bytes, body_bytes }.into());
     }
     Ok((body.slice(..json_bytes), body.slice(json_bytes..)))
 }
 
 /// Gives each tensor its slice of the tail, without copying.
-fn distribute(
-    entries: Option<&mut [Entry]>,
-    list: &'static str,
-    mut tail: Bytes,
-) -> Result<(), WireError> {
+fn distribute(entries: Option<&mut [Entry]>, list: &'static str, mut tail: Bytes) -> Result<(), WireError> {
     for (index, entry) in entries.unwrap_or_default().iter_mut().enumerate() {
         let Some(wanted) = entry.binary_data_size.take() else {
             continue;
@@ -101,11 +93,7 @@ mod tests {
         \xcd\xcc\xcc=\x00\x00\x80?\x00\x00\x80\xbf";
     const SINGLE_JSON_BYTES: usize = 135;
 
-    fn tensors(
-        body: &'static [u8],
-        json_bytes: usize,
-        expected: &[(&str, Datatype)],
-    ) -> Vec<Tensor> {
+    fn tensors(body: &'static [u8], json_bytes: usize, expected: &[(&str, Datatype)]) -> Vec<Tensor> {
         let encoding = Encoding::Binary { json_bytes };
         let request = decode_request(&encoding, Bytes::from_static(body)).unwrap();
         let inputs = request.inputs.into_iter().zip(expected);
@@ -166,8 +154,7 @@ mod tests {
 
     #[test]
     fn every_raw_byte_belongs_to_exactly_one_tensor() {
-        let json =
-            r#"{"inputs":[{"shape":[2],"datatype":"INT8","parameters":{"binary_data_size":2}}]}"#;
+        let json = r#"{"inputs":[{"shape":[2],"datatype":"INT8","parameters":{"binary_data_size":2}}]}"#;
 
         assert!(refusal(json, b"1").contains("inputs[0]: 2 raw bytes were announced, 1"));
         assert!(refusal(json, b"123").contains("1 raw bytes belong to no tensor"));

@@ -110,9 +110,7 @@ impl Elements {
                 let value = self.parsed(text)?;
                 // From 2^53 on parsing may have rounded to another integer than the one that was written.
                 if value.abs() >= 9_007_199_254_740_992.0 {
-                    return Err(
-                        self.range("integers this large are written without point or exponent")
-                    );
+                    return Err(self.range("integers this large are written without point or exponent"));
                 }
                 self.integral(value)?
             }
@@ -134,17 +132,10 @@ impl Elements {
     }
 
     /// Rounds to the nearest, as numbers do everywhere; only a number that would become infinite is refused.
-    fn float<T: Copy + Into<f64>>(
-        &self,
-        scalar: &Scalar<'_>,
-        narrow: impl Fn(f64) -> T,
-    ) -> Result<T, Problem> {
+    fn float<T: Copy + Into<f64>>(&self, scalar: &Scalar<'_>, narrow: impl Fn(f64) -> T) -> Result<T, Problem> {
         let wide = match scalar {
             Scalar::Null => f64::NAN,
-            #[expect(
-                clippy::cast_precision_loss,
-                reason = "rounding is what a float is for"
-            )]
+            #[expect(clippy::cast_precision_loss, reason = "rounding is what a float is for")]
             Scalar::Integer(value) => *value as f64,
             Scalar::Float(value) => *value,
             Scalar::Decimal(text) => self.parsed(text)?,
@@ -215,9 +206,7 @@ pub(super) fn check_raw(raw: &[u8], datatype: Datatype, elements: usize) -> Resu
     let Some(element_bytes) = datatype.element_bytes() else {
         return check_raw_bytes(raw, elements);
     };
-    let expected = elements
-        .checked_mul(element_bytes)
-        .ok_or(Problem::ShapeOverflow)?;
+    let expected = elements.checked_mul(element_bytes).ok_or(Problem::ShapeOverflow)?;
     if raw.len() != expected {
         return Err(Problem::RawLength {
             came: raw.len(),
@@ -280,12 +269,7 @@ mod tests {
             (Datatype::Uint8, "255", "-1", "256"),
             (Datatype::Uint16, "65535", "-1", "65536"),
             (Datatype::Uint32, "4294967295", "-1", "4294967296"),
-            (
-                Datatype::Uint64,
-                "18446744073709551615",
-                "-1",
-                "18446744073709551616",
-            ),
+            (Datatype::Uint64, "18446744073709551615", "-1", "18446744073709551616"),
             (Datatype::Int8, "-128", "-129", "128"),
             (Datatype::Int16, "-32768", "-32769", "32768"),
             (Datatype::Int32, "-2147483648", "-2147483649", "2147483648"),
@@ -312,10 +296,7 @@ mod tests {
 
         assert_eq!(decimal(Datatype::Int32, "1.0").unwrap()[..], one);
         assert_eq!(decimal(Datatype::Int32, "10e-1").unwrap()[..], one);
-        assert_eq!(
-            converted(Datatype::Int32, &Scalar::Float(1.0)).unwrap()[..],
-            one
-        );
+        assert_eq!(converted(Datatype::Int32, &Scalar::Float(1.0)).unwrap()[..], one);
         for refused in [1.5, f64::NAN, f64::INFINITY, 1e300] {
             assert!(converted(Datatype::Int32, &Scalar::Float(refused)).is_err());
         }
@@ -401,10 +382,7 @@ mod tests {
         assert_eq!(check_raw(&[0; 12], Datatype::Fp32, 3), Ok(()));
         assert!(check_raw(&[0; 11], Datatype::Fp32, 3).is_err());
         assert!(check_raw(&[0; 13], Datatype::Fp32, 3).is_err());
-        assert_eq!(
-            check_raw(&[], Datatype::Fp32, usize::MAX),
-            Err(Problem::ShapeOverflow)
-        );
+        assert_eq!(check_raw(&[], Datatype::Fp32, usize::MAX), Err(Problem::ShapeOverflow));
     }
 
     #[test]

@@ -50,13 +50,9 @@ impl fmt::Display for Place {
 /// What is wrong at a place, and what is allowed there.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
-    #[error(
-        "is missing; allowed are application/msgpack, application/json and application/octet-stream"
-    )]
+    #[error("is missing; allowed are application/msgpack, application/json and application/octet-stream")]
     NoContentType,
-    #[error(
-        "`{came}` came; allowed are application/msgpack, application/json and application/octet-stream"
-    )]
+    #[error("`{came}` came; allowed are application/msgpack, application/json and application/octet-stream")]
     ContentType { came: String },
     #[error(
         "with application/octet-stream this header gives the length of the JSON part, an integer >= 0; \
@@ -64,10 +60,7 @@ pub enum Problem {
     )]
     NoJsonBytes,
     #[error("the JSON part has {json_bytes} bytes by its header, the whole body has {body_bytes}")]
-    JsonBytes {
-        json_bytes: usize,
-        body_bytes: usize,
-    },
+    JsonBytes { json_bytes: usize, body_bytes: usize },
 
     /// `fault` is the parser's, and holds positions but nothing of the text.
     #[error("is not JSON: {fault}")]
@@ -80,10 +73,7 @@ pub enum Problem {
     Depth { max: usize },
 
     #[error("{came} came; allowed is {allowed}")]
-    Kind {
-        came: &'static str,
-        allowed: &'static str,
-    },
+    Kind { came: &'static str, allowed: &'static str },
     #[error("is missing; required is {allowed}")]
     Missing { allowed: &'static str },
     #[error("comes twice; allowed is once")]
@@ -91,10 +81,7 @@ pub enum Problem {
     #[error("more than {max} entries came; allowed are at most {max}")]
     TooMany { max: usize },
     #[error("`{came}` {cause}")]
-    Datatype {
-        came: String,
-        cause: UnknownDatatype,
-    },
+    Datatype { came: String, cause: UnknownDatatype },
     #[error("`{came}` {cause}")]
     Status {
         came: String,
@@ -125,13 +112,8 @@ pub enum Problem {
         datatype: Datatype,
         fault: &'static str,
     },
-    #[error(
-        "{came} came where the shape says {expected}; data are one flat array, or nested as the shape"
-    )]
-    Nesting {
-        came: &'static str,
-        expected: &'static str,
-    },
+    #[error("{came} came where the shape says {expected}; data are one flat array, or nested as the shape")]
+    Nesting { came: &'static str, expected: &'static str },
     #[error("an array of the data holds {came}, the shape says {expected}")]
     Length { came: Count, expected: usize },
     #[error("{came} bytes of raw data came, the shape needs {expected}")]
@@ -150,9 +132,7 @@ pub enum Problem {
     #[error("byte {index} of raw BOOL is neither 0 nor 1")]
     RawBool { index: usize },
 
-    #[error(
-        "`parameters.binary_data_size` came without raw data behind the JSON; that is application/octet-stream"
-    )]
+    #[error("`parameters.binary_data_size` came without raw data behind the JSON; that is application/octet-stream")]
     BinaryInJson,
     #[error("both `data` and `parameters.binary_data_size` came; a tensor has one of them")]
     DataTwice,
@@ -224,20 +204,10 @@ mod tests {
 
     #[test]
     fn a_refusal_names_its_place_from_the_outside_in() {
-        let refusal = Problem::Duplicate
-            .at("shape")
-            .within(Index(1))
-            .within("inputs");
+        let refusal = Problem::Duplicate.at("shape").within(Index(1)).within("inputs");
 
-        assert_eq!(
-            refusal.to_string(),
-            "inputs[1].shape: comes twice; allowed is once"
-        );
-        assert!(
-            WireError::from(Problem::Duplicate)
-                .to_string()
-                .starts_with("body: ")
-        );
+        assert_eq!(refusal.to_string(), "inputs[1].shape: comes twice; allowed is once");
+        assert!(WireError::from(Problem::Duplicate).to_string().starts_with("body: "));
     }
 
     #[test]

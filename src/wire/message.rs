@@ -84,14 +84,7 @@ pub(super) struct Outgoing<'a> {
 }
 
 pub(super) const REQUEST_KEYS: [&str; 4] = ["id", "inputs", "outputs", "parameters"];
-pub(super) const REPLY_KEYS: [&str; 6] = [
-    "model_name",
-    "model_version",
-    "id",
-    "outputs",
-    "error",
-    "code",
-];
+pub(super) const REPLY_KEYS: [&str; 6] = ["model_name", "model_version", "id", "outputs", "error", "code"];
 pub(super) const ENTRY_KEYS: [&str; 5] = ["name", "datatype", "shape", "data", "parameters"];
 pub(super) const REQUEST_PARAMETERS: [&str; 1] = ["binary_data_output"];
 pub(super) const ENTRY_PARAMETERS: [&str; 2] = ["binary_data", "binary_data_size"];

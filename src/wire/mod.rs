@@ -48,18 +48,12 @@ impl Encoding {
     /// [`JSON_BYTES_HEADER`]; only `application/octet-stream` looks at it.
     /// # Errors
     /// If the content type is missing or unknown, or is `application/octet-stream` without a usable header.
-    pub fn of(
-        content_type: Option<&str>,
-        json_bytes_header: Option<i64>,
-    ) -> Result<Self, WireError> {
+    pub fn of(content_type: Option<&str>, json_bytes_header: Option<i64>) -> Result<Self, WireError> {
         let Some(content_type) = content_type else {
             return Err(Problem::NoContentType.at("content_type"));
         };
         let essence = content_type.split(';').next().unwrap_or_default().trim();
-        if MSGPACK_TYPES
-            .iter()
-            .any(|name| essence.eq_ignore_ascii_case(name))
-        {
+        if MSGPACK_TYPES.iter().any(|name| essence.eq_ignore_ascii_case(name)) {
             return Ok(Self::MsgPack);
         }
         if essence.eq_ignore_ascii_case(JSON_TYPE) {
@@ -149,11 +143,7 @@ mod tests {
         for content_type in [None, Some(""), Some("text/csv"), Some("application/json2")] {
             let refusal = Encoding::of(content_type, None).unwrap_err().to_string();
 
-            for allowed in [
-                "application/msgpack",
-                "application/json",
-                "application/octet-stream",
-            ] {
+            for allowed in ["application/msgpack", "application/json", "application/octet-stream"] {
                 assert!(refusal.contains(allowed), "{refusal}");
             }
         }

@@ -40,11 +40,7 @@ impl ReplyOutput<'_> {
 ///
 /// # Panics
 /// If an output has 4 GiB or more and the encoding is MessagePack; no broker takes such a message.
-pub fn encode_reply(
-    encoding: &Encoding,
-    meta: &ReplyMeta<'_>,
-    outputs: &[ReplyOutput<'_>],
-) -> Encoded {
+pub fn encode_reply(encoding: &Encoding, meta: &ReplyMeta<'_>, outputs: &[ReplyOutput<'_>]) -> Encoded {
     let strings = [
         ("model_name", meta.model_name),
         ("model_version", meta.model_version),
@@ -116,19 +112,13 @@ impl TryFrom<Message> for Reply {
             return Ok(Self::Error { error, code });
         }
         let outputs = required(message.outputs, "outputs", A_LIST)?;
-        let output = |(index, entry)| {
-            output(entry)
-                .map_err(|refusal: WireError| refusal.within(Index(index)).within("outputs"))
-        };
+        let output =
+            |(index, entry)| output(entry).map_err(|refusal: WireError| refusal.within(Index(index)).within("outputs"));
         Ok(Self::Result {
             model_name: required(message.model_name, "model_name", A_STRING)?,
             model_version: required(message.model_version, "model_version", A_STRING)?,
             id: message.id,
-            outputs: outputs
-                .into_iter()
-                .enumerate()
-                .map(output)
-                .collect::<Result<_, _>>()?,
+            outputs: outputs.into_iter().enumerate().map(output).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -190,10 +180,7 @@ mod tests {
         let map: serde_json::Value = rmp_serde::from_slice(&numbers.body).unwrap();
         assert_eq!(map["outputs"][0]["shape"], serde_json::json!([2, 1]));
         assert_eq!(map["outputs"][0]["data"][0], 1.0);
-        assert!(
-            raw.body
-                .ends_with(b"\xa4data\xc4\x08\0\0\x80?\xcd\xcc\xcc=")
-        );
+        assert!(raw.body.ends_with(b"\xa4data\xc4\x08\0\0\x80?\xcd\xcc\xcc="));
         assert_eq!(raw.content_type, "application/msgpack");
     }
 
@@ -216,15 +203,9 @@ mod tests {
 
         let encoded = encode_error(&encoding, Status::NotFound, "no such version");
 
-        assert_eq!(
-            encoded.body,
-            br#"{"error":"no such version","code":"NOT_FOUND"}"#
-        );
+        assert_eq!(encoded.body, br#"{"error":"no such version","code":"NOT_FOUND"}"#);
         assert_eq!(encoded.content_type, "application/json");
-        assert_eq!(
-            encoded.json_bytes, None,
-            "so {JSON_BYTES_HEADER} is not set"
-        );
+        assert_eq!(encoded.json_bytes, None, "so {JSON_BYTES_HEADER} is not set");
     }
 
     #[test]
@@ -232,10 +213,7 @@ mod tests {
         for (body, place) in [
             ("{}", "outputs: is missing"),
             (r#"{"error":"x"}"#, "code: is missing"),
-            (
-                r#"{"error":"x","code":"OOPS"}"#,
-                "code: `OOPS` is not a status",
-            ),
+            (r#"{"error":"x","code":"OOPS"}"#, "code: `OOPS` is not a status"),
             (r#"{"outputs":[]}"#, "model_name: is missing"),
             (
                 r#"{"model_name":"m","model_version":"1","outputs":[{"name":"y"}]}"#,

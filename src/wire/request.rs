@@ -77,14 +77,9 @@ impl TryFrom<Message> for Request {
             .inputs
             .ok_or_else(|| Problem::Missing { allowed: A_LIST }.at("inputs"))?;
         let input = |(index, entry)| {
-            RequestInput::try_from(entry)
-                .map_err(|refusal: WireError| refusal.within(Index(index)).within("inputs"))
+            RequestInput::try_from(entry).map_err(|refusal: WireError| refusal.within(Index(index)).within("inputs"))
         };
-        let inputs: Vec<_> = inputs
-            .into_iter()
-            .enumerate()
-            .map(input)
-            .collect::<Result<_, _>>()?;
+        let inputs: Vec<_> = inputs.into_iter().enumerate().map(input).collect::<Result<_, _>>()?;
         check_names(&inputs)?;
         let requested = message.outputs.unwrap_or_default().into_iter().enumerate();
         let outputs: Vec<_> = requested
@@ -221,10 +216,7 @@ mod tests {
     /// The same document in MessagePack and in JSON.
     fn both(document: &Value) -> [(Encoding, Bytes); 2] {
         [
-            (
-                Encoding::MsgPack,
-                rmp_serde::to_vec(document).unwrap().into(),
-            ),
+            (Encoding::MsgPack, rmp_serde::to_vec(document).unwrap().into()),
             (Encoding::Json, document.to_string().into()),
         ]
     }
@@ -249,15 +241,11 @@ mod tests {
 
     fn fp32(tensor: &Tensor) -> Vec<f32> {
         let (values, _) = tensor.data.as_chunks();
-        values
-            .iter()
-            .map(|&bytes| f32::from_le_bytes(bytes))
-            .collect()
+        values.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
     }
 
     /// `msgpack.packb` of msgpack-python 1.2.4, `data` before what it needs to be understood.
-    const PACKED: &[u8] =
-        b"\x82\xa2id\xa17\xa6inputs\x91\x84\xa4data\xc4\x10\x00\x00\x80?\x00\x00\x00@\
+    const PACKED: &[u8] = b"\x82\xa2id\xa17\xa6inputs\x91\x84\xa4data\xc4\x10\x00\x00\x80?\x00\x00\x00@\
         \x00\x00@@\x00\x00\x80@\xa5shape\x92\x02\x02\xa8datatype\xa4FP32\xa4name\xa1x";
 
     #[test]
@@ -265,11 +253,7 @@ mod tests {
         let body = Bytes::from_static(PACKED);
 
         let mut request = decode_request(&Encoding::MsgPack, body).unwrap();
-        let tensor = request
-            .inputs
-            .remove(0)
-            .into_tensor("x", Datatype::Fp32)
-            .unwrap();
+        let tensor = request.inputs.remove(0).into_tensor("x", Datatype::Fp32).unwrap();
 
         assert_eq!(request.id.as_deref(), Some("7"));
         assert_eq!(fp32(&tensor), [1.0, 2.0, 3.0, 4.0]);
@@ -360,67 +344,23 @@ mod tests {
             (json!([]), "body: ", "a map"),
             (json!({}), "inputs: ", "an array of maps"),
             (json!({"inputs": "x"}), "inputs: ", "an array of maps"),
-            (
-                json!({"inputs": [{"data": [1]}]}),
-                "inputs[0].shape: ",
-                "integers >= 0",
-            ),
-            (
-                json!({"inputs": [{"shape": [1]}]}),
-                "inputs[0].data: ",
-                "an array",
-            ),
-            (
-                input(&json!([-1]), &json!([])),
-                "inputs[0].shape: ",
-                "an integer >= 0",
-            ),
-            (
-                input(&json!([1.5]), &json!([])),
-                "inputs[0].shape: ",
-                "an integer >= 0",
-            ),
-            (
-                input(&json!([[1]]), &json!([])),
-                "inputs[0].shape: ",
-                "an integer >= 0",
-            ),
-            (
-                input(&json!("1"), &json!([])),
-                "inputs[0].shape: ",
-                "integers >= 0",
-            ),
-            (
-                input(&json!(vec![1; 9]), &json!([])),
-                "inputs[0].shape: ",
-                "at most 8",
-            ),
-            (
-                input(&json!([u64::MAX, 2]), &json!([])),
-                "inputs[0].shape: ",
-                "address",
-            ),
-            (
-                input(&shape, &json!("AAAA")),
-                "inputs[0].data: ",
-                "an array",
-            ),
+            (json!({"inputs": [{"data": [1]}]}), "inputs[0].shape: ", "integers >= 0"),
+            (json!({"inputs": [{"shape": [1]}]}), "inputs[0].data: ", "an array"),
+            (input(&json!([-1]), &json!([])), "inputs[0].shape: ", "an integer >= 0"),
+            (input(&json!([1.5]), &json!([])), "inputs[0].shape: ", "an integer >= 0"),
+            (input(&json!([[1]]), &json!([])), "inputs[0].shape: ", "an integer >= 0"),
+            (input(&json!("1"), &json!([])), "inputs[0].shape: ", "integers >= 0"),
+            (input(&json!(vec![1; 9]), &json!([])), "inputs[0].shape: ", "at most 8"),
+            (input(&json!([u64::MAX, 2]), &json!([])), "inputs[0].shape: ", "address"),
+            (input(&shape, &json!("AAAA")), "inputs[0].data: ", "an array"),
             (input(&shape, &json!({})), "inputs[0].data: ", "an array"),
-            (
-                json!({"inputs": [{"name": 1}]}),
-                "inputs[0].name: ",
-                "a string",
-            ),
+            (json!({"inputs": [{"name": 1}]}), "inputs[0].name: ", "a string"),
             (
                 json!({"inputs": [{"datatype": "F4"}]}),
                 "inputs[0].datatype: `F4`",
                 "FP32",
             ),
-            (
-                json!({"inputs": [], "outputs": [{}]}),
-                "outputs[0].name: ",
-                "a string",
-            ),
+            (json!({"inputs": [], "outputs": [{}]}), "outputs[0].name: ", "a string"),
             (json!({"inputs": [], "id": 5}), "id: ", "a string"),
             (
                 json!({"inputs": [], "parameters": {"binary_data_output": 1}}),
@@ -490,10 +430,7 @@ mod tests {
         for (encoding, body) in [(Encoding::Json, &json[..]), (Encoding::MsgPack, msgpack)] {
             let refusal = decode_request(&encoding, Bytes::from_static(body)).unwrap_err();
 
-            assert_eq!(
-                refusal.to_string(),
-                "inputs[0].shape: comes twice; allowed is once"
-            );
+            assert_eq!(refusal.to_string(), "inputs[0].shape: comes twice; allowed is once");
         }
     }
 
@@ -534,17 +471,14 @@ mod tests {
         let json_values = 5 * size_of::<usize>() * 2 * 2; // in a vector that has just doubled
         let shape = super::super::tensor::AXES_MAX * size_of::<usize>();
         let name_in_a_set = 2 * size_of::<&str>() + 2;
-        let bytes =
-            json_values + size_of::<Entry>() + size_of::<RequestInput>() + shape + name_in_a_set;
+        let bytes = json_values + size_of::<Entry>() + size_of::<RequestInput>() + shape + name_in_a_set;
 
         assert!(bytes <= 512, "{bytes}");
     }
 
     #[test]
     fn json_numbers_that_are_no_numbers_are_refused() {
-        for data in [
-            "[01]", "[1.]", "[.5]", "[+1]", "[NaN]", "[1,]", "[,1]", "[1 2]", "[1",
-        ] {
+        for data in ["[01]", "[1.]", "[.5]", "[+1]", "[NaN]", "[1,]", "[,1]", "[1 2]", "[1"] {
             let body = format!(r#"{{"inputs":[{{"shape":[1],"data":{data}}}]}}"#);
 
             let refusal = decode_request(&Encoding::Json, body.into()).unwrap_err();

@@ -10,11 +10,7 @@ use super::status::Status;
 use super::tensor::{Datatype, Tensor, push_bytes_element};
 use super::{Encoded, Encoding};
 
-const ENCODINGS: [Encoding; 3] = [
-    Encoding::MsgPack,
-    Encoding::Json,
-    Encoding::Binary { json_bytes: 0 },
-];
+const ENCODINGS: [Encoding; 3] = [Encoding::MsgPack, Encoding::Json, Encoding::Binary { json_bytes: 0 }];
 
 const META: ReplyMeta<'_> = ReplyMeta {
     model_name: "seed",
@@ -29,24 +25,15 @@ fn text() -> impl Strategy<Value = String> {
 
 /// One element, as bytes. NaN has many patterns and JSON only one, infinities it has none: they have their own tests.
 fn element(datatype: Datatype) -> BoxedStrategy<Vec<u8>> {
-    let finite16 =
-        |infinite: u16| any::<u16>().prop_filter("finite", move |b| b & infinite != infinite);
+    let finite16 = |infinite: u16| any::<u16>().prop_filter("finite", move |b| b & infinite != infinite);
     match datatype {
         Datatype::Bool => any::<bool>().prop_map(|b| vec![b.into()]).boxed(),
         Datatype::Uint8 | Datatype::Int8 => vec(any::<u8>(), 1).boxed(),
         Datatype::Uint16 | Datatype::Int16 => vec(any::<u8>(), 2).boxed(),
-        Datatype::Uint32 | Datatype::Int32 => {
-            any::<u32>().prop_map(|b| b.to_le_bytes().into()).boxed()
-        }
-        Datatype::Uint64 | Datatype::Int64 => {
-            any::<u64>().prop_map(|b| b.to_le_bytes().into()).boxed()
-        }
-        Datatype::Fp16 => finite16(0x7c00)
-            .prop_map(|b| b.to_le_bytes().into())
-            .boxed(),
-        Datatype::Bf16 => finite16(0x7f80)
-            .prop_map(|b| b.to_le_bytes().into())
-            .boxed(),
+        Datatype::Uint32 | Datatype::Int32 => any::<u32>().prop_map(|b| b.to_le_bytes().into()).boxed(),
+        Datatype::Uint64 | Datatype::Int64 => any::<u64>().prop_map(|b| b.to_le_bytes().into()).boxed(),
+        Datatype::Fp16 => finite16(0x7c00).prop_map(|b| b.to_le_bytes().into()).boxed(),
+        Datatype::Bf16 => finite16(0x7f80).prop_map(|b| b.to_le_bytes().into()).boxed(),
         Datatype::Fp32 => any::<f32>().prop_map(|f| f.to_le_bytes().into()).boxed(),
         Datatype::Fp64 => any::<f64>().prop_map(|f| f.to_le_bytes().into()).boxed(),
         Datatype::Bytes => text()
@@ -260,12 +247,7 @@ fn samples() -> Vec<Encoded> {
         data: Bytes::from_static(data),
     };
     let tensors = [
-        tensor(
-            "x",
-            Datatype::Fp32,
-            &[0, 0, 0x80, 0x3f, 0, 0, 0, 0xc0],
-            &[2, 1],
-        ),
+        tensor("x", Datatype::Fp32, &[0, 0, 0x80, 0x3f, 0, 0, 0, 0xc0], &[2, 1]),
         tensor("s", Datatype::Bytes, b"\x02\0\0\0a\"\0\0\0\0", &[2]),
         tensor("b", Datatype::Bool, &[1, 0], &[2]),
     ];
@@ -274,11 +256,7 @@ fn samples() -> Vec<Encoded> {
         binary: Some(true),
     }];
     let mut samples = Vec::new();
-    for encoding in [
-        RequestEncoding::MsgPack,
-        RequestEncoding::Json,
-        RequestEncoding::Binary,
-    ] {
+    for encoding in [RequestEncoding::MsgPack, RequestEncoding::Json, RequestEncoding::Binary] {
         samples.push(encode_request(encoding, Some("7"), &tensors, &asked));
     }
     for encoding in ENCODINGS {
@@ -296,14 +274,8 @@ fn a_body_cut_at_any_length_is_refused() {
 
         for length in 0..body.len() {
             let cut = body.slice(..length);
-            assert!(
-                decode_request(&encoding, cut.clone()).is_err(),
-                "{length} of {body:?}"
-            );
-            assert!(
-                decode_reply(&encoding, cut).is_err(),
-                "{length} of {body:?}"
-            );
+            assert!(decode_request(&encoding, cut.clone()).is_err(), "{length} of {body:?}");
+            assert!(decode_reply(&encoding, cut).is_err(), "{length} of {body:?}");
         }
     }
 }

@@ -57,9 +57,7 @@ impl FromStr for Status {
 
 /// The name is none of the statuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "is not a status; allowed are OK, INVALID_ARGUMENT, NOT_FOUND, DEADLINE_EXCEEDED, INTERNAL and UNAVAILABLE"
-)]
+#[error("is not a status; allowed are OK, INVALID_ARGUMENT, NOT_FOUND, DEADLINE_EXCEEDED, INTERNAL and UNAVAILABLE")]
 pub struct UnknownStatus;
 
 #[cfg(test)]

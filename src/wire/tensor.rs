@@ -98,9 +98,7 @@ impl FromStr for Datatype {
 
 /// The name is none of the protocol's datatypes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "is not a datatype; allowed are BOOL, UINT8/16/32/64, INT8/16/32/64, FP16, BF16, FP32, FP64 and BYTES"
-)]
+#[error("is not a datatype; allowed are BOOL, UINT8/16/32/64, INT8/16/32/64, FP16, BF16, FP32, FP64 and BYTES")]
 pub struct UnknownDatatype;
 
 /// A named tensor.
@@ -162,7 +160,12 @@ pub fn rows_range(data: &[u8], datatype: Datatype, shape: &[usize], rows: &Range
         return rows.start * row_bytes..rows.end * row_bytes;
     }
     // The elements differ in length, so they are walked.
-    let bytes = |elements: usize, data| bytes_elements(data).take(elements).map(|element| 4 + element.len()).sum();
+    let bytes = |elements: usize, data| {
+        bytes_elements(data)
+            .take(elements)
+            .map(|element| 4 + element.len())
+            .sum()
+    };
     let start: usize = bytes(rows.start * row_elements, data);
     let length: usize = bytes(rows.len() * row_elements, &data[start..]);
     start..start + length
@@ -182,9 +185,7 @@ pub fn push_bytes_element(data: &mut Vec<u8>, element: &[u8]) {
 pub const AXES_MAX: usize = 8;
 
 #[cfg(target_endian = "big")]
-compile_error!(
-    "tensors are handed to ONNX Runtime as they lie on the wire, which is little-endian"
-);
+compile_error!("tensors are handed to ONNX Runtime as they lie on the wire, which is little-endian");
 
 #[cfg(test)]
 mod tests {

@@ -21,10 +21,10 @@ use super::decode::{self, Decoded, Limits, Served};
 use super::reply::Answer;
 use super::settle::{self, Receipt, Receipts};
 use super::{Fatal, WorkerError};
+use crate::broker::BrokerError;
 use crate::broker::backoff::Backoff;
 use crate::broker::link::Link;
 use crate::broker::topology::{self, Names};
-use crate::broker::BrokerError;
 use crate::config::{BrokerConfig, TopologyConfig};
 use crate::error::chain;
 use crate::telemetry::health::{Condition, Health};
@@ -77,7 +77,6 @@ impl Consume {
     pub async fn run(mut self) {
         let condition = Condition::Consumer(self.model.name.clone());
         let mut backoff = Backoff::new(self.broker.reconnect_max);
-        self.health.set(condition.clone(), "not consuming yet");
         loop {
             let connection = tokio::select! {
                 connection = self.link.connection() => connection,

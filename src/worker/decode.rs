@@ -158,7 +158,10 @@ impl Envelope {
 
     /// The sender's wish for the time split.
     pub fn wants_timing(&self) -> bool {
-        matches!(header(&self.properties, "inferq-timing"), Some(AMQPValue::Boolean(true)))
+        matches!(
+            header(&self.properties, "inferq-timing"),
+            Some(AMQPValue::Boolean(true))
+        )
     }
 }
 

@@ -168,8 +168,12 @@ impl Flight {
                     continue;
                 }
             };
-            let Some(pending) = self.pending.remove(&id) else { continue };
-            self.metrics.confirm_seconds.observe(pending.published.elapsed().as_secs_f64());
+            let Some(pending) = self.pending.remove(&id) else {
+                continue;
+            };
+            self.metrics
+                .confirm_seconds
+                .observe(pending.published.elapsed().as_secs_f64());
             let fate = match (refused, pending.returned) {
                 (true, _) => Fate::Refused,
                 (false, true) => Fate::Returned,
@@ -188,7 +192,8 @@ impl Flight {
         let id = returned.properties.message_id();
         let (exchange, routing_key) = (&returned.exchange, &returned.routing_key);
         let same = |pending: &Pending| {
-            let (theirs, message): (&Option<ShortString>, _) = (pending.message.properties.message_id(), &pending.message);
+            let (theirs, message): (&Option<ShortString>, _) =
+                (pending.message.properties.message_id(), &pending.message);
             !pending.returned && theirs == id && message.exchange == *exchange && message.routing_key == *routing_key
         };
         let oldest = self
@@ -229,6 +234,8 @@ impl Future for Confirm {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let id = self.id;
-        Pin::new(&mut self.confirm).poll(context).map(|confirmation| (id, confirmation))
+        Pin::new(&mut self.confirm)
+            .poll(context)
+            .map(|confirmation| (id, confirmation))
     }
 }

@@ -87,10 +87,18 @@ fn load_version(
     let (first, batching) = first_engine(runtime, model, files, &weights)?;
     let signature = first.signature().clone();
     if !first.unserved().is_empty() {
-        warn!(model.name = model.name, "not served, since they are no tensors: {}", first.unserved().join(", "));
+        warn!(
+            model.name = model.name,
+            "not served, since they are no tensors: {}",
+            first.unserved().join(", ")
+        );
     }
     if let Batching::Off { reason } = &batching {
-        info!(model.name = model.name, model.version = files.version, "not batched: {reason}");
+        info!(
+            model.name = model.name,
+            model.version = files.version,
+            "not batched: {reason}"
+        );
     }
     let instances = model.settings.instances.unwrap_or(config.worker.instances).get();
     let mut engines: Vec<Box<dyn Engine + Send>> = vec![Box::new(first)];
@@ -114,7 +122,11 @@ fn load_version(
 }
 
 /// Loads what can be loaded; the others come back with their faults.
-pub fn load_all(runtime: &Runtime, config: &Config, models: &[ModelFiles]) -> (Vec<LoadedModel>, Vec<(String, String)>) {
+pub fn load_all(
+    runtime: &Runtime,
+    config: &Config,
+    models: &[ModelFiles],
+) -> (Vec<LoadedModel>, Vec<(String, String)>) {
     let mut loaded = Vec::new();
     let mut faults = Vec::new();
     for model in models {

@@ -152,7 +152,10 @@ fn timing_headers(envelope: &Envelope, timing: &Timing, headers: &mut FieldTable
 fn published_unix_ms(envelope: &Envelope) -> Option<u64> {
     match header(&envelope.properties, "timestamp_in_ms") {
         Some(AMQPValue::LongLongInt(ms)) => u64::try_from(*ms).ok(),
-        _ => envelope.properties.timestamp().map(|seconds| seconds.saturating_mul(1000)),
+        _ => envelope
+            .properties
+            .timestamp()
+            .map(|seconds| seconds.saturating_mul(1000)),
     }
 }
 

@@ -23,8 +23,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc::{self, Sender};
 use tokio::sync::Semaphore;
+use tokio::sync::mpsc::{self, Sender};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -100,6 +100,8 @@ impl Worker {
         let (stop, health) = (self.stop.clone(), self.health.clone());
         let drain_timeout = self.config.worker.drain_timeout;
         let mut running = self.start()?;
+        // Everything that is still to come has said so by now.
+        health.clear(Condition::Loading);
         tokio::select! {
             () = stop.cancelled() => {}
             Some(error) = running.fatal.recv() => return Err(error),
@@ -129,7 +131,9 @@ impl Worker {
         let (answers, answers_receiver) = mpsc::channel(ANSWERS_QUEUED_MAX);
         let mut stages = JoinSet::new();
         let shared = Shared {
-            memory: Arc::new(Semaphore::new(self.config.limits.memory_bytes.min(Semaphore::MAX_PERMITS))),
+            memory: Arc::new(Semaphore::new(
+                self.config.limits.memory_bytes.min(Semaphore::MAX_PERMITS),
+            )),
             config: self.config,
             health: self.health,
             metrics: self.metrics,
@@ -152,6 +156,7 @@ impl Worker {
 
     fn link(&self, role: Role, closed: &CancellationToken, supervisors: &mut JoinSet<()>) -> Link {
         let (live, link) = Link::new();
+        self.health.set(role.down(), "connecting to the broker");
         let supervisor = Supervisor {
             role,
             config: self.config.broker.clone(),
@@ -212,6 +217,7 @@ impl Shared {
     }
 
     fn consume(&self, model: Served, link: Link) -> Consume {
+        self.health.set(Condition::Consumer(model.name.clone()), NOT_YET);
         let delivery_limit = match self.config.topology.queue_type {
             QueueType::Quorum => u64::from(self.config.topology.delivery_limit),
             // A classic queue does not count; `redelivered` alone says nothing of how often.
@@ -253,7 +259,13 @@ impl Shared {
             let (idle, idle_receiver) = mpsc::channel(loaded.engines.len());
             let batcher = Batcher::new(lane.rows_max, lane.batching);
             let linger = self.config.batch.linger;
-            stages.spawn(batch::run(batcher, linger, jobs_receiver, idle_receiver, self.answers.clone()));
+            stages.spawn(batch::run(
+                batcher,
+                linger,
+                jobs_receiver,
+                idle_receiver,
+                self.answers.clone(),
+            ));
             self.start_engines(loaded, &lane, &idle)?;
             lanes.insert(version, (lane, jobs));
         }
@@ -289,6 +301,7 @@ impl Shared {
     }
 }
 
+const NOT_YET: &str = "not consuming yet";
 /// Batches whose replies wait for the publishing task. Engines wait beyond that, and so does everything before them.
 const ANSWERS_QUEUED_MAX: usize = 8;
 /// The share of the drain timeout that is kept for closing the connections.

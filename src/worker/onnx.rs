@@ -33,11 +33,15 @@ pub enum LoadError {
          set ORT_DYLIB_PATH to a libonnxruntime.so of version 1.17 or newer"
     )]
     Library { path: PathBuf, reason: String },
-    #[error("{TELEMETRY_OFF} is not 1, so ONNX Runtime might report to its makers; set it before the process starts threads")]
+    #[error(
+        "{TELEMETRY_OFF} is not 1, so ONNX Runtime might report to its makers; set it before the process starts threads"
+    )]
     Telemetry,
     #[error("{path} is not a model that ONNX Runtime can load: {reason}")]
     Model { path: PathBuf, reason: String },
-    #[error("{path}: input `{input}` is a {kind}, only tensors of BOOL, integer, float and string elements can be served")]
+    #[error(
+        "{path}: input `{input}` is a {kind}, only tensors of BOOL, integer, float and string elements can be served"
+    )]
     Input { path: PathBuf, input: String, kind: String },
     #[error("{path} has no input or no tensor output, so there is nothing to ask it")]
     NothingToServe { path: PathBuf },
@@ -211,7 +215,10 @@ fn value(allocator: &Allocator, element: TensorElementType, input: &Input<'_>) -
         let target: *mut u8 = tensor.data_ptr_mut().cast();
         // SAFETY: the tensor was just allocated on the CPU with `room` bytes, nothing else refers to them, and
         // `bytes == room` is the sum of what is copied.
-        #[expect(unsafe_code, reason = "one copy for every element type; the crate's safe ways are typed")]
+        #[expect(
+            unsafe_code,
+            reason = "one copy for every element type; the crate's safe ways are typed"
+        )]
         let target = unsafe { std::slice::from_raw_parts_mut(target, room) };
         let mut rest = target;
         for part in &input.parts {
@@ -248,7 +255,9 @@ fn output(datatype: Datatype, value: DynValue) -> Result<Output, EngineError> {
         return Ok(Output::new(shape, bytes));
     }
     if !tensor.memory_info().is_cpu_accessible() {
-        return Err(EngineError::Device("an output was left in the device's memory".to_owned()));
+        return Err(EngineError::Device(
+            "an output was left in the device's memory".to_owned(),
+        ));
     }
     Ok(Output::new(shape, RuntimeBytes(tensor)))
 }
@@ -272,7 +281,12 @@ impl AsRef<[u8]> for RuntimeBytes {
 }
 
 fn spec(outlet: &Outlet) -> Option<TensorSpec> {
-    let ValueType::Tensor { ty, shape, dimension_symbols } = outlet.dtype() else {
+    let ValueType::Tensor {
+        ty,
+        shape,
+        dimension_symbols,
+    } = outlet.dtype()
+    else {
         return None;
     };
     let dim = |axis: usize, size: i64| match usize::try_from(size) {
@@ -305,7 +319,10 @@ const ELEMENTS: [(TensorElementType, Datatype); 14] = [
 ];
 
 fn datatype(element: TensorElementType) -> Option<Datatype> {
-    ELEMENTS.iter().find(|(ours, _)| *ours == element).map(|(_, datatype)| *datatype)
+    ELEMENTS
+        .iter()
+        .find(|(ours, _)| *ours == element)
+        .map(|(_, datatype)| *datatype)
 }
 
 fn element_type(datatype: Datatype) -> TensorElementType {
@@ -358,7 +375,10 @@ fn find_library() -> Result<PathBuf, LoadError> {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "ONNX Runtime's own variables, which are not inferq's configuration")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "ONNX Runtime's own variables, which are not inferq's configuration"
+)]
 fn variable(name: &str) -> Option<std::ffi::OsString> {
     std::env::var_os(name)
 }

@@ -80,7 +80,9 @@ impl Plan {
             }
             // The sender learns of it from the reply, where it asked for one.
             Status::InvalidArgument | Status::NotFound if reply.is_some() => None,
-            Status::Ok | Status::InvalidArgument | Status::NotFound | Status::DeadlineExceeded | Status::Internal => dead,
+            Status::Ok | Status::InvalidArgument | Status::NotFound | Status::DeadlineExceeded | Status::Internal => {
+                dead
+            }
         };
         let parcel = Box::new(Parcel {
             envelope,

@@ -82,7 +82,12 @@ impl Reply {
     }
 
     async fn publish(&mut self, connection: &Arc<Connection>, channel: Channel) -> Ended {
-        let mut flight = Flight::new(channel, connection.clone(), self.config.confirm_timeout, self.metrics.clone());
+        let mut flight = Flight::new(
+            channel,
+            connection.clone(),
+            self.config.confirm_timeout,
+            self.metrics.clone(),
+        );
         let mut refused = DelayQueue::new();
         let mut look = tokio::time::interval(LOOK);
         let mut more = true;

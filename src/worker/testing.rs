@@ -69,7 +69,12 @@ impl Jobs {
     }
 
     pub fn envelope(&self, properties: BasicProperties, body: Bytes) -> Envelope {
-        Envelope::new(self.delivery(properties, body), "pair".into(), 1, self.metrics.model("pair"))
+        Envelope::new(
+            self.delivery(properties, body),
+            "pair".into(),
+            1,
+            self.metrics.model("pair"),
+        )
     }
 
     pub fn delivery(&self, properties: BasicProperties, body: Bytes) -> Delivery {
@@ -91,7 +96,9 @@ impl Jobs {
 
 /// What tells jobs apart in tests.
 pub fn ids(jobs: &[Job]) -> Vec<u64> {
-    jobs.iter().map(|job| job.id.as_ref().unwrap().parse().unwrap()).collect()
+    jobs.iter()
+        .map(|job| job.id.as_ref().unwrap().parse().unwrap())
+        .collect()
 }
 
 pub fn receipt_metrics() -> ReceiptMetrics {

@@ -18,11 +18,7 @@ impl<T: Choice> Rule for OneOf<T> {
     type Checked = T;
 
     fn allowed(&self) -> String {
-        let words: Vec<String> = self
-            .0
-            .iter()
-            .map(|choice| format!("{:?}", choice.word()))
-            .collect();
+        let words: Vec<String> = self.0.iter().map(|choice| format!("{:?}", choice.word())).collect();
         words.join(" or ")
     }
 
@@ -136,9 +132,7 @@ impl Rule for ModelNames {
             .iter()
             .find(|name| !is_model_name(name) || !seen.insert(name.as_str()))
         {
-            Some(name) if is_model_name(name) => {
-                Err(Refusal::Because(format!("names {name:?} twice")))
-            }
+            Some(name) if is_model_name(name) => Err(Refusal::Because(format!("names {name:?} twice"))),
             Some(name) => Err(Refusal::Because(format!("holds {name:?}"))),
             None => Ok(names),
         }
@@ -224,7 +218,7 @@ fn is_model_name(name: &str) -> bool {
     let first = name.as_bytes().first();
     name.len() <= 64
         && first.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
-        && name.bytes().all(|byte| {
-            byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte)
-        })
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte))
 }

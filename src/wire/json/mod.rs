@@ -16,8 +16,8 @@ use serde_json::value::RawValue;
 use super::elements::Elements;
 use super::error::{Count, Index, Problem, WireError, excerpt};
 use super::message::{
-    A_BOOLEAN, A_COUNT, A_LIST, A_MAP, A_SHAPE, A_STRING, DATA, Data, ENTRY_KEYS, ENTRY_PARAMETERS,
-    Entry, Message, REPLY_KEYS, REQUEST_KEYS, REQUEST_PARAMETERS,
+    A_BOOLEAN, A_COUNT, A_LIST, A_MAP, A_SHAPE, A_STRING, DATA, Data, ENTRY_KEYS, ENTRY_PARAMETERS, Entry, Message,
+    REPLY_KEYS, REQUEST_KEYS, REQUEST_PARAMETERS,
 };
 use super::tensor::{AXES_MAX, Datatype};
 use object::{Object, Objects, Values};
@@ -44,8 +44,7 @@ pub(super) fn read_request(body: &Bytes) -> Result<Message, WireError> {
 
 pub(super) fn read_reply(body: &Bytes) -> Result<Message, WireError> {
     let text = utf8(body)?;
-    let [model_name, model_version, id, outputs, error, code] =
-        parse(text, Object(REPLY_KEYS), A_MAP)?;
+    let [model_name, model_version, id, outputs, error, code] = parse(text, Object(REPLY_KEYS), A_MAP)?;
     Ok(Message {
         model_name: optional(model_name, "model_name", string)?,
         model_version: optional(model_version, "model_version", string)?,
@@ -57,24 +56,15 @@ pub(super) fn read_reply(body: &Bytes) -> Result<Message, WireError> {
     })
 }
 
-fn entries(
-    body: &Bytes,
-    list: Option<&RawValue>,
-    name: &'static str,
-) -> Result<Option<Vec<Entry>>, WireError> {
+fn entries(body: &Bytes, list: Option<&RawValue>, name: &'static str) -> Result<Option<Vec<Entry>>, WireError> {
     let Some(list) = list else { return Ok(None) };
     let objects = nested(list, Objects(Object(ENTRY_KEYS)), A_LIST, name)?;
-    let entry_at = |(index, values)| {
-        entry(body, values).map_err(|refusal| refusal.within(Index(index)).within(name))
-    };
+    let entry_at = |(index, values)| entry(body, values).map_err(|refusal| refusal.within(Index(index)).within(name));
     let entries: Result<_, _> = objects.into_iter().enumerate().map(entry_at).collect();
     entries.map(Some)
 }
 
-fn entry(
-    body: &Bytes,
-    [name, datatype, shape, data, parameters]: Values<'_, 5>,
-) -> Result<Entry, WireError> {
+fn entry(body: &Bytes, [name, datatype, shape, data, parameters]: Values<'_, 5>) -> Result<Entry, WireError> {
     let [binary_data, binary_data_size] = parameters
         .map(|raw| nested(raw, Object(ENTRY_PARAMETERS), A_MAP, "parameters"))
         .transpose()?
@@ -87,8 +77,7 @@ fn entry(
             starting(raw, '[', DATA)?;
             Ok(Data::Json(body.slice_ref(raw.get().as_bytes())))
         })?,
-        binary_data: optional(binary_data, "binary_data", boolean)
-            .map_err(|refusal| refusal.within("parameters"))?,
+        binary_data: optional(binary_data, "binary_data", boolean).map_err(|refusal| refusal.within("parameters"))?,
         binary_data_size: optional(binary_data_size, "binary_data_size", count)
             .map_err(|refusal| refusal.within("parameters"))?,
     })
@@ -109,12 +98,7 @@ fn optional<'a, T>(
     raw.map(read).transpose().map_err(|problem| problem.at(key))
 }
 
-fn nested<'a, S, T>(
-    raw: &'a RawValue,
-    seed: S,
-    allowed: &'static str,
-    key: &'static str,
-) -> Result<T, WireError>
+fn nested<'a, S, T>(raw: &'a RawValue, seed: S, allowed: &'static str, key: &'static str) -> Result<T, WireError>
 where
     S: DeserializeSeed<'a, Value = Result<T, WireError>>,
 {
@@ -144,11 +128,7 @@ where
 }
 
 /// The cursor at the start of `raw`, which is to begin with `symbol`.
-fn starting<'a>(
-    raw: &'a RawValue,
-    symbol: char,
-    allowed: &'static str,
-) -> Result<Text<'a>, Problem> {
+fn starting<'a>(raw: &'a RawValue, symbol: char, allowed: &'static str) -> Result<Text<'a>, Problem> {
     let text = Text::new(raw.get());
     if text.starts_with(symbol) {
         return Ok(text);
@@ -209,12 +189,7 @@ fn axes(raw: &RawValue) -> Result<Vec<usize>, Problem> {
 }
 
 /// Decodes an array that serde has accepted; `count` is the number of elements of `shape`.
-pub(super) fn elements(
-    array: &[u8],
-    shape: &[usize],
-    count: usize,
-    expected: Datatype,
-) -> Result<Bytes, Problem> {
+pub(super) fn elements(array: &[u8], shape: &[usize], count: usize, expected: Datatype) -> Result<Bytes, Problem> {
     let text = utf8(array).map_err(|refusal| refusal.problem)?;
     // An element has two bytes at least, itself and a comma or a bracket.
     let mut elements = Elements::new(expected, count.min(array.len() / 2));
@@ -230,12 +205,7 @@ pub(super) fn elements(
 }
 
 /// One array of `length`, and the arrays in it, as deep as `inner` has axes.
-fn fill(
-    text: &mut Text<'_>,
-    length: usize,
-    inner: &[usize],
-    elements: &mut Elements,
-) -> Result<(), Problem> {
+fn fill(text: &mut Text<'_>, length: usize, inner: &[usize], elements: &mut Elements) -> Result<(), Problem> {
     if !text.skip('[') {
         return Err(Problem::nesting(text.kind(), "an array"));
     }

@@ -23,10 +23,7 @@ pub(in crate::wire) fn header(message: &Outgoing<'_>) -> Vec<u8> {
 }
 
 fn serialized(message: &Outgoing<'_>, binary_apart: bool) -> Vec<u8> {
-    let document = Document {
-        message,
-        binary_apart,
-    };
+    let document = Document { message, binary_apart };
     serde_json::to_vec(&document).expect("all keys are strings, and memory takes every byte")
 }
 

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use super::elements::{Elements, Scalar};
 use super::error::{Index, Problem, WireError, excerpt};
 use super::message::{
-    A_LIST, A_SHAPE, DATA, Data, ENTRY_KEYS, ENTRY_PARAMETERS, Entry, Message, Outgoing,
-    REPLY_KEYS, REQUEST_KEYS, REQUEST_PARAMETERS, TENSORS_MAX,
+    A_LIST, A_SHAPE, DATA, Data, ENTRY_KEYS, ENTRY_PARAMETERS, Entry, Message, Outgoing, REPLY_KEYS, REQUEST_KEYS,
+    REQUEST_PARAMETERS, TENSORS_MAX,
 };
 use super::reply::ReplyOutput;
 use super::tensor::{AXES_MAX, Datatype};
@@ -142,33 +142,21 @@ fn data(body: &Bytes, reader: &mut Reader<'_>) -> Result<Data, Problem> {
 }
 
 /// Decodes an array that [`data`] has walked over; `count` is the number of elements of `shape`.
-pub(super) fn elements(
-    array: &[u8],
-    shape: &[usize],
-    count: usize,
-    expected: Datatype,
-) -> Result<Bytes, Problem> {
+pub(super) fn elements(array: &[u8], shape: &[usize], count: usize, expected: Datatype) -> Result<Bytes, Problem> {
     // An element has one byte at least.
     let mut elements = Elements::new(expected, count.min(array.len()));
     let mut reader = Reader::new(array);
     let mut inside = reader.clone();
     inside.array(DATA)?;
     match shape {
-        [outer, inner @ ..] if inside.is_array() => {
-            fill(&mut reader, *outer, inner, &mut elements)?
-        }
+        [outer, inner @ ..] if inside.is_array() => fill(&mut reader, *outer, inner, &mut elements)?,
         _ => fill(&mut reader, count, &[], &mut elements)?,
     }
     Ok(elements.finish())
 }
 
 /// One array of `length`, and the arrays in it, as deep as `inner` has axes.
-fn fill(
-    reader: &mut Reader<'_>,
-    length: usize,
-    inner: &[usize],
-    elements: &mut Elements,
-) -> Result<(), Problem> {
+fn fill(reader: &mut Reader<'_>, length: usize, inner: &[usize], elements: &mut Elements) -> Result<(), Problem> {
     let came = match reader.token()? {
         Token::Array(came) => came,
         other => return Err(Problem::nesting(other.kind(), "an array")),

@@ -115,9 +115,7 @@ impl<'a> Reader<'a> {
 
     pub(super) fn string(&mut self) -> Result<&'a str, Problem> {
         match self.token()? {
-            Token::Str(text) => {
-                std::str::from_utf8(text).map_err(|_| not_msgpack("a string is not UTF-8"))
-            }
+            Token::Str(text) => std::str::from_utf8(text).map_err(|_| not_msgpack("a string is not UTF-8")),
             other => Err(kind(&other, A_STRING)),
         }
     }
@@ -181,9 +179,7 @@ impl<'a> Reader<'a> {
                 _ => continue,
             };
             depth += 1;
-            *pending
-                .get_mut(depth)
-                .ok_or(Problem::Depth { max: DEPTH_MAX })? = inner;
+            *pending.get_mut(depth).ok_or(Problem::Depth { max: DEPTH_MAX })? = inner;
         }
     }
 
@@ -207,9 +203,7 @@ impl<'a> Reader<'a> {
 
     fn big_endian<const N: usize>(&mut self) -> Result<usize, Problem> {
         let bytes: [u8; N] = self.array_of()?;
-        Ok(bytes
-            .iter()
-            .fold(0, |value, &byte| value << 8 | usize::from(byte)))
+        Ok(bytes.iter().fold(0, |value, &byte| value << 8 | usize::from(byte)))
     }
 
     fn array_of<const N: usize>(&mut self) -> Result<[u8; N], Problem> {
@@ -275,10 +269,7 @@ mod tests {
 
             let skipped = Reader::new(&body).skip();
 
-            assert!(
-                matches!(skipped, Err(Problem::NotMsgPack { .. })),
-                "{marker:x}"
-            );
+            assert!(matches!(skipped, Err(Problem::NotMsgPack { .. })), "{marker:x}");
         }
     }
 
@@ -295,10 +286,7 @@ mod tests {
         reader.skip().unwrap();
 
         assert_eq!(reader.token(), Ok(Token::Unsigned(7)));
-        assert_eq!(
-            Reader::new(&bomb).skip(),
-            Err(Problem::Depth { max: DEPTH_MAX })
-        );
+        assert_eq!(Reader::new(&bomb).skip(), Err(Problem::Depth { max: DEPTH_MAX }));
         assert_eq!(
             Reader::new(&nested(DEPTH_MAX)).skip(),
             Err(Problem::Depth { max: DEPTH_MAX })
@@ -309,8 +297,7 @@ mod tests {
     fn skipping_a_value_leaves_the_next_one() {
         // {"a": [1, {"b": nil}], "c": bin}, then true
         let body = [
-            0x82, 0xa1, b'a', 0x92, 0x01, 0x81, 0xa1, b'b', 0xc0, 0xa1, b'c', 0xc4, 0x01, 0x09,
-            0xc3,
+            0x82, 0xa1, b'a', 0x92, 0x01, 0x81, 0xa1, b'b', 0xc0, 0xa1, b'c', 0xc4, 0x01, 0x09, 0xc3,
         ];
         let mut reader = Reader::new(&body);
 
@@ -325,10 +312,7 @@ mod tests {
         assert_eq!(Reader::new(&[0xd0, 0x05]).count(), Ok(5));
         assert_eq!(Reader::new(&[0xcd, 0x01, 0x00]).count(), Ok(256));
         for refused in [&[0xff][..], &[0xca, 0, 0, 0, 0], &[0xa1, b'5']] {
-            assert!(matches!(
-                Reader::new(refused).count(),
-                Err(Problem::Kind { .. })
-            ));
+            assert!(matches!(Reader::new(refused).count(), Err(Problem::Kind { .. })));
         }
     }
 }

@@ -98,42 +98,24 @@ pub(super) fn flat(sink: &mut impl Sink, tensor: &ReplyOutput<'_>) {
     for part in tensor.parts {
         match tensor.datatype {
             Datatype::Bool => each(sink, part, |sink, [byte]: [u8; 1]| boolean(sink, byte != 0)),
-            Datatype::Uint8 => each(sink, part, |sink, b| {
-                unsigned(sink, u8::from_le_bytes(b).into())
-            }),
-            Datatype::Uint16 => each(sink, part, |sink, b| {
-                unsigned(sink, u16::from_le_bytes(b).into())
-            }),
-            Datatype::Uint32 => each(sink, part, |sink, b| {
-                unsigned(sink, u32::from_le_bytes(b).into())
-            }),
+            Datatype::Uint8 => each(sink, part, |sink, b| unsigned(sink, u8::from_le_bytes(b).into())),
+            Datatype::Uint16 => each(sink, part, |sink, b| unsigned(sink, u16::from_le_bytes(b).into())),
+            Datatype::Uint32 => each(sink, part, |sink, b| unsigned(sink, u32::from_le_bytes(b).into())),
             Datatype::Uint64 => each(sink, part, |sink, b| unsigned(sink, u64::from_le_bytes(b))),
-            Datatype::Int8 => each(sink, part, |sink, b| {
-                signed(sink, i8::from_le_bytes(b).into())
-            }),
-            Datatype::Int16 => each(sink, part, |sink, b| {
-                signed(sink, i16::from_le_bytes(b).into())
-            }),
-            Datatype::Int32 => each(sink, part, |sink, b| {
-                signed(sink, i32::from_le_bytes(b).into())
-            }),
+            Datatype::Int8 => each(sink, part, |sink, b| signed(sink, i8::from_le_bytes(b).into())),
+            Datatype::Int16 => each(sink, part, |sink, b| signed(sink, i16::from_le_bytes(b).into())),
+            Datatype::Int32 => each(sink, part, |sink, b| signed(sink, i32::from_le_bytes(b).into())),
             Datatype::Int64 => each(sink, part, |sink, b| signed(sink, i64::from_le_bytes(b))),
-            Datatype::Fp16 => each(sink, part, |sink, b| {
-                float32(sink, f16::from_le_bytes(b).into())
-            }),
-            Datatype::Bf16 => each(sink, part, |sink, b| {
-                float32(sink, bf16::from_le_bytes(b).into())
-            }),
+            Datatype::Fp16 => each(sink, part, |sink, b| float32(sink, f16::from_le_bytes(b).into())),
+            Datatype::Bf16 => each(sink, part, |sink, b| float32(sink, bf16::from_le_bytes(b).into())),
             Datatype::Fp32 => each(sink, part, |sink, b| float32(sink, f32::from_le_bytes(b))),
             Datatype::Fp64 => each(sink, part, |sink, b| {
                 marked(sink, Marker::F64, &f64::from_le_bytes(b).to_be_bytes());
             }),
-            Datatype::Bytes => {
-                bytes_elements(part).for_each(|element| match std::str::from_utf8(element) {
-                    Ok(text) => string(sink, text),
-                    Err(_) => bin(sink, &[element]),
-                })
-            }
+            Datatype::Bytes => bytes_elements(part).for_each(|element| match std::str::from_utf8(element) {
+                Ok(text) => string(sink, text),
+                Err(_) => bin(sink, &[element]),
+            }),
         }
     }
 }
@@ -152,9 +134,7 @@ fn each<S: Sink, const N: usize>(sink: &mut S, part: &[u8], write: impl Fn(&mut 
 
 /// The length, if it fits into the marker itself.
 fn short(length: usize, length_max: u8) -> Option<u8> {
-    u8::try_from(length)
-        .ok()
-        .filter(|&length| length <= length_max)
+    u8::try_from(length).ok().filter(|&length| length <= length_max)
 }
 
 /// Writes the first of the markers whose bytes for the length suffice; `heads` ends with one of four bytes.
