@@ -6,17 +6,19 @@ use lapin::types::AMQPValue;
 use crate::support::body::{Body, MSGPACK};
 use crate::support::{Element, Nesting, Request, Scene, Tensor};
 
-/// Two rows of three elements of each datatype: the ends of its range, and what is easily lost on the way.
+/// Two rows of three elements for the identity model of a datatype.
+fn six(model: &'static str, datatype: &str, elements: Vec<Element>) -> (&'static str, Tensor) {
+    (model, Tensor::new("x", datatype, &[2, 3], elements))
+}
+
+/// Every datatype with the ends of its range, and with what is easily lost on the way.
 fn tensors() -> Vec<(&'static str, Tensor)> {
-    let six = |model: &'static str, datatype: &str, elements: Vec<Element>| {
-        (model, Tensor::new("x", datatype, &[2, 3], elements))
-    };
+    [whole_numbers(), fractions(), others()].concat()
+}
+
+fn whole_numbers() -> Vec<(&'static str, Tensor)> {
+    let odd = (1 << 53) + 1; // The first whole number that a double cannot hold.
     vec![
-        six(
-            "identity-bool",
-            "BOOL",
-            [true, false, false, true, true, false].map(Element::Bool).to_vec(),
-        ),
         six(
             "identity-uint8",
             "UINT8",
@@ -35,7 +37,7 @@ fn tensors() -> Vec<(&'static str, Tensor)> {
         six(
             "identity-uint64",
             "UINT64",
-            unsigned([0, 1, 1 << 53 | 1, 1 << 63, u64::MAX - 1, u64::MAX]),
+            unsigned([0, 1, odd, 1 << 63, u64::MAX - 1, u64::MAX]),
         ),
         six(
             "identity-int8",
@@ -55,62 +57,41 @@ fn tensors() -> Vec<(&'static str, Tensor)> {
         six(
             "identity-int64",
             "INT64",
-            signed([0, -1, 1 << 53 | 1, i64::MIN, i64::MAX, -(1 << 53) - 1]),
+            signed([0, -1, odd.cast_signed(), i64::MIN, i64::MAX, -odd.cast_signed()]),
         ),
-        six(
-            "identity-fp16",
-            "FP16",
-            floats([
-                0.0,
-                1.5,
-                -0.25,
-                f16::MAX.into(),
-                f16::MIN_POSITIVE.into(),
-                f16::from_f32(0.1).into(),
-            ]),
-        ),
-        six(
-            "identity-bf16",
-            "BF16",
-            floats([
-                0.0,
-                1.5,
-                -0.25,
-                bf16::MAX.into(),
-                bf16::MIN_POSITIVE.into(),
-                bf16::from_f32(0.1).into(),
-            ]),
-        ),
-        six(
-            "identity-fp32",
-            "FP32",
-            floats([
-                0.0,
-                1.5,
-                0.1_f32.into(),
-                f32::MAX.into(),
-                f32::MIN_POSITIVE.into(),
-                (-1e-40_f32).into(),
-            ]),
-        ),
+    ]
+}
+
+fn fractions() -> Vec<(&'static str, Tensor)> {
+    let halves = [f16::MAX, f16::MIN_POSITIVE, f16::from_f32(0.1)].map(f64::from);
+    let brains = [bf16::MAX, bf16::MIN_POSITIVE, bf16::from_f32(0.1)].map(f64::from);
+    let singles = [f32::MAX, f32::MIN_POSITIVE, 0.1].map(f64::from);
+    let [smallest, tenth] = [-1e-40_f32, 0.3].map(f64::from);
+    vec![
+        six("identity-fp16", "FP16", floats([[0.0, 1.5, -0.25], halves])),
+        six("identity-bf16", "BF16", floats([[0.0, 1.5, -0.25], brains])),
+        six("identity-fp32", "FP32", floats([[smallest, 1.5, tenth], singles])),
         six(
             "identity-fp64",
             "FP64",
-            floats([
-                0.1 + 0.2,
-                -1.5,
-                f64::MAX,
-                f64::MIN_POSITIVE,
-                5e-324,
-                9_007_199_254_740_993.0,
-            ]),
+            floats([[0.1 + 0.2, -1.5, 5e-324], [f64::MAX, f64::MIN_POSITIVE, 1.0 / 3.0]]),
+        ),
+    ]
+}
+
+fn others() -> Vec<(&'static str, Tensor)> {
+    let long = "long ".repeat(100);
+    let texts = ["", "a", "grüße", "日本語 🦀", "\"quoted\" \\ \n", &long];
+    vec![
+        six(
+            "identity-bool",
+            "BOOL",
+            [true, false, false, true, true, false].map(Element::Bool).to_vec(),
         ),
         six(
             "identity-bytes",
             "BYTES",
-            ["", "a", "grüße", "日本語 🦀", "\"quoted\" \\ \n", &"long ".repeat(100)]
-                .map(|text| Element::Bytes(text.into()))
-                .to_vec(),
+            texts.map(|text| Element::Bytes(text.into())).to_vec(),
         ),
     ]
 }
@@ -123,8 +104,8 @@ fn signed(values: [i64; 6]) -> Vec<Element> {
     values.map(Element::Signed).to_vec()
 }
 
-fn floats(values: [f64; 6]) -> Vec<Element> {
-    values.map(Element::Float).to_vec()
+fn floats(rows: [[f64; 3]; 2]) -> Vec<Element> {
+    rows.concat().into_iter().map(Element::Float).collect()
 }
 
 /// Sends every datatype through its identity model in the body that `encode` makes.

@@ -236,7 +236,7 @@ async fn an_exchange_of_another_kind_is_named() {
         .exchange_declare(scene.prefix.as_str().into(), kind, durable, FieldTable::default())
         .await
         .expect("an exchange");
-    let _ = connection.close(200, "done".into()).await;
+    connection.close(200, "done".into()).await.ok();
 
     ends_with(scene.worker("affine"), 1, &[&scene.prefix, "exchange"]).await;
 }
@@ -341,7 +341,7 @@ async fn the_queues_are_what_the_contract_says() {
     };
     let queue = scene.queue("affine");
     let declared = channel.queue_declare(queue.as_str().into(), durable, arguments).await;
-    let _ = connection.close(200, "done".into()).await;
+    connection.close(200, "done".into()).await.ok();
 
     declared.unwrap_or_else(|error| panic!("{queue} is declared otherwise: {error}"));
     assert_eq!(scene.waiting(&scene.dead_queue("affine")).await, 0);

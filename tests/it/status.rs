@@ -98,8 +98,8 @@ fn undecodable() -> Vec<Bad> {
     ]
 }
 
-/// Bodies that are a request, but not for this model.
-fn unfit() -> Vec<Bad> {
+/// Requests whose inputs are not those of the model.
+fn misnamed() -> Vec<Bad> {
     vec![
         bad(
             "another name",
@@ -117,6 +117,17 @@ fn unfit() -> Vec<Bad> {
             &["x"],
         ),
         bad("no input at all", Request::new([]).msgpack(), &["x"]),
+        bad(
+            "an output that does not exist",
+            good().outputs(&["w"]).msgpack(),
+            &["w", "y"],
+        ),
+    ]
+}
+
+/// Requests whose tensors are not what they say, or not what the model takes.
+fn misshapen() -> Vec<Bad> {
+    vec![
         bad(
             "another numeric datatype",
             x("FP64", &[1, 4], &[0.0; 4]).msgpack(),
@@ -167,11 +178,6 @@ fn unfit() -> Vec<Bad> {
             "a shape whose product overflows",
             x("FP32", &[1 << 62, 1 << 62, 1 << 62], &[0.0; 4]).msgpack(),
             &["x"],
-        ),
-        bad(
-            "an output that does not exist",
-            good().outputs(&["w"]).msgpack(),
-            &["w", "y"],
         ),
     ]
 }
@@ -245,8 +251,13 @@ async fn a_body_that_is_no_request_is_refused_with_a_sentence_that_names_the_fau
 }
 
 #[tokio::test]
-async fn a_request_that_does_not_fit_the_model_is_refused_with_what_came_and_what_is_allowed() {
-    refuses(unfit()).await;
+async fn a_request_with_other_names_than_the_models_is_refused_with_what_came_and_what_is_allowed() {
+    refuses(misnamed()).await;
+}
+
+#[tokio::test]
+async fn a_request_with_other_tensors_than_the_models_is_refused_with_what_came_and_what_is_allowed() {
+    refuses(misshapen()).await;
 }
 
 #[tokio::test]

@@ -198,8 +198,7 @@ async fn telemetry_of_onnx_runtime_is_off_before_the_library_is_loaded() {
         folder.path().join("notes"),
     );
     std::fs::write(&source, SPY).expect("a writable folder");
-    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let built = Command::new(rustc)
+    let built = Command::new("rustc")
         .args(["--edition", "2024", "--crate-type", "cdylib", "-o"])
         .args([&library, &source])
         .output()

@@ -77,7 +77,7 @@ impl Broker {
     pub fn kill(&mut self) {
         let pid = Pid::from_raw(self.ready.pid).expect("a process id");
         kill_process(pid, Signal::KILL).expect("the broker runs");
-        let _ = self.child.wait();
+        self.child.wait().ok();
     }
 
     /// Starts a broker that has ended again, on the same folder and the same ports.
@@ -132,7 +132,7 @@ fn launch(options: &[&str]) -> (Child, Ready) {
     let mut stderr = child.stderr.take().expect("standard error is piped");
     let Ok(ready) = serde_json::from_str(&line) else {
         let mut words = String::new();
-        let _ = stderr.read_to_string(&mut words);
+        stderr.read_to_string(&mut words).ok();
         let status = child.wait();
         panic!("the broker did not start ({status:?}): {line}{words}");
     };
@@ -143,7 +143,7 @@ fn launch(options: &[&str]) -> (Child, Ready) {
 
 fn end(child: &mut Child) {
     if let Ok(None) = child.try_wait() {
-        let _ = kill_process(Pid::from_child(child), Signal::TERM);
-        let _ = child.wait();
+        kill_process(Pid::from_child(child), Signal::TERM).ok();
+        child.wait().ok();
     }
 }

@@ -83,7 +83,7 @@ impl Scene {
         let count = declared
             .unwrap_or_else(|error| panic!("queue {queue}: {error}"))
             .message_count();
-        let _ = connection.close(200, "done".into()).await;
+        connection.close(200, "done".into()).await.ok();
         count
     }
 
@@ -106,7 +106,7 @@ impl Scene {
         }
         let more = take(&channel, &queue).await;
         assert!(more.is_none(), "a dead letter too many: {more:?}");
-        let _ = connection.close(200, "done".into()).await;
+        connection.close(200, "done".into()).await.ok();
         letters
     }
 
@@ -131,14 +131,14 @@ impl Scene {
             .queue_declare(queue.into(), durable, FieldTable::default())
             .await;
         declared.unwrap_or_else(|error| panic!("queue {queue}: {error}"));
-        let _ = connection.close(200, "done".into()).await;
+        connection.close(200, "done".into()).await.ok();
     }
 
     pub async fn delete_queue(&self, queue: &str) {
         let (connection, channel) = self.open().await;
         let deleted = channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await;
         deleted.unwrap_or_else(|error| panic!("queue {queue}: {error}"));
-        let _ = connection.close(200, "done".into()).await;
+        connection.close(200, "done".into()).await.ok();
     }
 
     /// A short-lived channel: what goes wrong on it touches nothing else.

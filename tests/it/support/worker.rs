@@ -25,6 +25,7 @@ impl Setup {
     /// `inferq worker` with nothing but what a fresh shell has: no `INFERQ_` variable of the test run leaks in.
     pub fn new() -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_inferq"));
+        #[expect(clippy::disallowed_methods, reason = "read to keep it from the child")]
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("INFERQ_") {
                 command.env_remove(name);
@@ -154,7 +155,7 @@ impl Worker {
 
     fn signal(&self, signal: Signal) {
         if self.state.borrow().exit.is_none() {
-            let _ = kill_process(self.pid, signal);
+            kill_process(self.pid, signal).ok();
         }
     }
 
@@ -213,7 +214,7 @@ impl Drop for Worker {
     fn drop(&mut self) {
         self.sigkill();
         if let Some(watcher) = self.watcher.take() {
-            let _ = watcher.join();
+            watcher.join().ok();
         }
         if std::thread::panicking() {
             eprintln!("--- log of worker {} ---\n{}\n---", self.pid(), self.log());
