@@ -5,7 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::worker::{Worker, ending};
+use crate::support::sockets::peers;
+use crate::support::worker::ending;
 use crate::support::{Broker, Job, Request, Scene, Tensor};
 
 fn job(scene: &Scene) -> Job {
@@ -20,6 +21,21 @@ async fn a_worker_that_serves_is_live_and_ready() {
     assert_eq!(worker.get("/livez").await.0, 200);
     assert_eq!(worker.get("/readyz").await.0, 200);
     assert_eq!(worker.get("/nothing-here").await.0, 404);
+}
+
+#[tokio::test]
+async fn a_ready_worker_logs_where_it_can_be_asked() {
+    let scene = Scene::new();
+    let worker = scene.worker("affine").start().await;
+
+    let asked = worker.telemetry().await.to_string();
+
+    let log = worker.log();
+    let ready = log.lines().find(|line| line.contains(r#""message":"ready""#));
+    assert!(
+        ready.is_some_and(|line| line.contains(&asked)),
+        "{asked} is not in {ready:?}"
+    );
 }
 
 #[tokio::test]
@@ -119,47 +135,16 @@ async fn a_worker_talks_to_its_broker_and_to_nobody_else_and_writes_nothing() {
     let worker = worker.start().await;
     let mut producer = scene.producer().await;
 
-    let started = peers(&worker);
+    let started = peers(worker.pid());
     let ids = producer.send_all(std::iter::repeat_n(job(&scene), 100)).await;
     producer.replies(&ids).await;
-    let served = peers(&worker);
+    let served = peers(worker.pid());
     worker.drain().await;
 
     let expected = BTreeSet::from([SocketAddr::from((Ipv4Addr::LOCALHOST, broker.amqp_port()))]);
     assert_eq!(started, expected);
     assert_eq!(served, expected);
     assert_eq!(files(home.path()), Vec::<PathBuf>::new());
-}
-
-/// The far ends of all sockets that the worker has open, as the kernel lists them.
-fn peers(worker: &Worker) -> BTreeSet<SocketAddr> {
-    let process = PathBuf::from(format!("/proc/{}", worker.pid()));
-    let descriptors = std::fs::read_dir(process.join("fd")).expect("our own child");
-    let links = descriptors.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
-    let sockets: BTreeSet<String> = links
-        .filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
-        .collect();
-    let tables = ["tcp", "tcp6", "udp", "udp6"].map(|name| std::fs::read_to_string(process.join("net").join(name)));
-    let lines = tables
-        .into_iter()
-        .flatten()
-        .flat_map(|table| table.lines().skip(1).map(str::to_owned).collect::<Vec<_>>());
-    lines.filter_map(|line| peer(&line, &sockets)).collect()
-}
-
-/// The far end of one line of `/proc/net/tcp`, if it is one of `sockets` and has one.
-fn peer(line: &str, sockets: &BTreeSet<String>) -> Option<SocketAddr> {
-    let fields: Vec<&str> = line.split_whitespace().collect();
-    let (far, inode) = (fields.get(2)?, fields.get(9)?);
-    if !sockets.contains(*inode) {
-        return None;
-    }
-    let (address, port) = far.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    // Four or sixteen bytes, in words of the machine's order; only the last word says where in IPv4.
-    let word = u32::from_str_radix(address.get(address.len() - 8..)?, 16).ok()?;
-    let far = SocketAddr::from((Ipv4Addr::from(word.to_ne_bytes()), port));
-    (port != 0).then_some(far)
 }
 
 fn files(folder: &Path) -> Vec<PathBuf> {

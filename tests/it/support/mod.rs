@@ -9,6 +9,7 @@ pub mod link;
 pub mod metrics;
 pub mod producer;
 pub mod scene;
+pub mod sockets;
 pub mod worker;
 
 use std::future::Future;

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::metrics::Metrics;
-use super::{eventually, root, within};
+use super::{eventually, root, sockets, within};
 
 /// A worker that is about to start.
 pub struct Setup {
@@ -173,9 +173,9 @@ impl Worker {
         assert_eq!(exit.code(), Some(0), "a drained worker ends with 0\n{}", self.log());
     }
 
-    /// Where metrics and health are served, as the worker logged it.
+    /// Where metrics and health are served: known before the worker is ready, and without reading its log.
     pub async fn telemetry(&self) -> SocketAddr {
-        self.logged("the address of the telemetry endpoint", listening).await
+        eventually("the worker to listen", || async { sockets::listening(self.pid()) }).await
     }
 
     /// Status code and body of one of the worker's pages.
@@ -234,11 +234,6 @@ pub async fn ending(setup: Setup) -> (i32, String) {
 
 fn says_ready(line: &str) -> bool {
     field(line, "message").is_some_and(|message| message == "ready")
-}
-
-fn listening(line: &str) -> Option<SocketAddr> {
-    let address = field(line, "telemetry.listen").or_else(|| field(line, "listen"))?;
-    address.parse().ok().filter(|address: &SocketAddr| address.port() != 0)
 }
 
 /// A field of a JSON log line, whether fields stand at the top or under `fields`.
