@@ -90,12 +90,12 @@ impl Flight {
         let first = self.next;
         self.hold(due);
         let sent = {
-            let options = BasicPublishOptions {
-                mandatory: true,
-                ..BasicPublishOptions::default()
-            };
             let publish = |id: u64| {
                 let message = &self.pending[&id].message;
+                let options = BasicPublishOptions {
+                    mandatory: message.mandatory,
+                    ..BasicPublishOptions::default()
+                };
                 let publishing = self.channel.basic_publish(
                     message.exchange.clone(),
                     message.routing_key.clone(),

@@ -109,14 +109,14 @@ impl Plan {
                 parcel.envelope.receipt.settle(Verdict::Ack);
                 Next::Settled
             }
-            (Kind::Reply, Fate::Returned) => self.unroutable(parcel, "the reply queue does not exist"),
+            (Kind::Reply, Fate::Returned) => self.unroutable(parcel, &message, "does not exist"),
             (kind, Fate::Refused | Fate::Returned) => {
                 parcel.attempts += 1;
                 if parcel.attempts < ATTEMPTS_MAX {
                     return Next::PublishAfter(parcel.backoff.next(jitter), parcel, message);
                 }
                 match kind {
-                    Kind::Reply => self.unroutable(parcel, "the broker refused the reply, its queue may be full"),
+                    Kind::Reply => self.unroutable(parcel, &message, "does not take the reply; it may be full"),
                     Kind::DeadLetter => {
                         error!(
                             model.name = %parcel.envelope.model,
@@ -131,12 +131,12 @@ impl Plan {
         }
     }
 
-    fn unroutable(&self, mut parcel: Box<Parcel>, error: &str) -> Next {
+    fn unroutable(&self, mut parcel: Box<Parcel>, reply: &Message, why: &str) -> Next {
         self.metrics.unroutable.inc();
         if self.unroutable == Unroutable::DeadLetter && parcel.dead.is_none() {
             parcel.dead = Some(DeadReason {
                 code: "UNROUTABLE_REPLY",
-                error: error.to_owned(),
+                error: format!("reply queue `{}` {why}", reply.routing_key),
             });
         }
         self.bury(parcel)
