@@ -194,11 +194,13 @@ fn admit<'a>(envelope: &mut Envelope, served: &'a Served, limits: &Limits) -> Re
             deliveries: envelope.delivery_count,
         });
     }
-    envelope.deadline = deadline(&envelope.properties, envelope.arrived, unix_now())?;
+    // The wall clock is read now, so now is what it is compared with: the delivery may have waited for memory.
+    let now = Instant::now();
+    envelope.deadline = deadline(&envelope.properties, now, unix_now())?;
     if let Some(deadline) = envelope.deadline
-        && deadline <= envelope.arrived
+        && deadline <= now
     {
-        return Err(late(deadline, envelope.arrived));
+        return Err(late(deadline, now));
     }
     let (lane, jobs) = lane(envelope, served)?;
     let request = decode_request(&envelope.encoding, envelope.body.clone())?;
@@ -215,8 +217,8 @@ pub fn late(deadline: Instant, now: Instant) -> JobError {
 
 /// The deadline on the monotonic clock, so that a step of the wall clock expires nothing later on.
 ///
-/// A deadline behind `arrived` comes back as `arrived` or earlier, as far as the clock reaches.
-fn deadline(properties: &BasicProperties, arrived: Instant, unix_now: Duration) -> Result<Option<Instant>, JobError> {
+/// A deadline behind `now`, which is the moment of `unix_now`, comes back as `now` or earlier, as far as the clock reaches.
+fn deadline(properties: &BasicProperties, now: Instant, unix_now: Duration) -> Result<Option<Instant>, JobError> {
     const HEADER: &str = "inferq-deadline";
     let Some(value) = header(properties, HEADER) else {
         return Ok(None);
@@ -230,9 +232,9 @@ fn deadline(properties: &BasicProperties, arrived: Instant, unix_now: Duration) 
         })?;
     let deadline = Duration::from_millis(unix_ms);
     Ok(Some(if deadline >= unix_now {
-        arrived.checked_add(deadline - unix_now).unwrap_or(arrived + FOREVER)
+        now.checked_add(deadline - unix_now).unwrap_or(now + FOREVER)
     } else {
-        arrived.checked_sub(unix_now - deadline).unwrap_or(arrived)
+        now.checked_sub(unix_now - deadline).unwrap_or(now)
     }))
 }
 
@@ -454,3 +456,6 @@ const VERSION: &str = "inferq-model-version";
 const NAME_SHOWN_MAX: usize = 64;
 /// Stands for a deadline past the end of the clock.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+#[cfg(test)]
+mod tests;

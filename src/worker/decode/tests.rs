@@ -1,0 +1,51 @@
+use super::super::testing::{Jobs, LIMITS, headers, text};
+use super::*;
+use crate::wire::status::Status;
+
+/// One row for the model of [`Jobs::new`].
+const ONE_ROW: &str = r#"{"id":"a","inputs":[{"name":"x","datatype":"FP32","shape":[1,2],"data":[1,2]}]}"#;
+
+fn json(properties: BasicProperties) -> BasicProperties {
+    properties.with_content_type("application/json".into())
+}
+
+fn run(jobs: &Jobs, delivery: Delivery) -> Result<Job, (Status, String)> {
+    let (served, _lane) = jobs.served();
+    match decode(delivery, &served, &LIMITS) {
+        Ok((job, _)) => Ok(job),
+        Err(answer) => match answer.outcome {
+            Outcome::Failure(error) => Err((error.status(), error.to_string())),
+            Outcome::Result { .. } => unreachable!("decoding computes nothing"),
+        },
+    }
+}
+
+fn decode_with(properties: BasicProperties, body: &str) -> Result<Job, (Status, String)> {
+    let jobs = Jobs::new();
+    run(&jobs, jobs.delivery(json(properties), body.to_owned().into()))
+}
+
+/// Why a body is refused.
+fn refusal(jobs: &Jobs, body: &str) -> String {
+    let delivery = jobs.delivery(json(BasicProperties::default()), body.to_owned().into());
+    let (status, error) = run(jobs, delivery).map(|job| job.rows).unwrap_err();
+    assert_eq!(status, Status::InvalidArgument, "{error}");
+    error
+}
+
+fn ms_from_now(ms: i64) -> i64 {
+    i64::try_from(unix_now().as_millis()).unwrap() + ms
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_a_delivery_waited_for_memory_is_not_taken_off_its_deadline() {
+    let jobs = Jobs::new();
+    let deadline = AMQPValue::LongLongInt(ms_from_now(3_000));
+    let delivery = jobs.delivery(json(headers([("inferq-deadline", deadline)])), ONE_ROW.into());
+
+    tokio::time::advance(Duration::from_secs(5)).await;
+    let job = run(&jobs, delivery).map(|job| job.envelope.deadline).unwrap();
+
+    let left = job.unwrap().duration_since(Instant::now());
+    assert!(left > Duration::from_secs(2), "{left:?}");
+}
