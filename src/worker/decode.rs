@@ -424,7 +424,6 @@ fn integer(value: &AMQPValue) -> Option<i64> {
         AMQPValue::LongInt(number) => Some(number.into()),
         AMQPValue::LongUInt(number) => Some(number.into()),
         AMQPValue::LongLongInt(number) => Some(number),
-        AMQPValue::Timestamp(number) => i64::try_from(number).ok(),
         _ => None,
     }
 }
@@ -437,6 +436,8 @@ fn kind(value: &AMQPValue) -> &'static str {
         AMQPValue::Float(_) | AMQPValue::Double(_) | AMQPValue::DecimalValue(_) => "a number with a fraction",
         AMQPValue::FieldArray(_) | AMQPValue::FieldTable(_) => "a table or an array",
         AMQPValue::ByteArray(_) => "a byte array",
+        // Of seconds, where we count milliseconds.
+        AMQPValue::Timestamp(_) => "a timestamp",
         AMQPValue::Void => "nothing",
         _ => "a number below zero",
     }

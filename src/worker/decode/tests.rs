@@ -49,3 +49,17 @@ async fn the_time_a_delivery_waited_for_memory_is_not_taken_off_its_deadline() {
     let left = job.unwrap().duration_since(Instant::now());
     assert!(left > Duration::from_secs(2), "{left:?}");
 }
+
+#[test]
+fn a_timestamp_counts_seconds_so_it_is_refused_where_milliseconds_or_versions_are_due() {
+    for header in ["inferq-deadline", "inferq-model-version"] {
+        let seconds = u64::try_from(ms_from_now(60_000)).unwrap() / 1000;
+
+        let (status, error) = decode_with(headers([(header, AMQPValue::Timestamp(seconds))]), ONE_ROW)
+            .map(|job| job.rows)
+            .unwrap_err();
+
+        assert_eq!(status, Status::InvalidArgument);
+        assert!(error.starts_with(&format!("header `{header}`: a timestamp came")), "{error}");
+    }
+}
