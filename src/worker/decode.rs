@@ -205,6 +205,14 @@ fn admit<'a>(envelope: &mut Envelope, served: &'a Served, limits: &Limits) -> Re
     let (lane, jobs) = lane(envelope, served)?;
     let request = decode_request(&envelope.encoding, envelope.body.clone())?;
     let content = fit(request, lane, &envelope.encoding)?;
+    // Each row takes a byte at least, unless an axis is 0: then a small body could name any number of rows.
+    if content.rows > envelope.body.len() {
+        return Err(JobError::RowsWithoutData {
+            input: lane.signature.inputs[0].name.clone(),
+            rows: content.rows,
+            bytes: envelope.body.len(),
+        });
+    }
     Ok((lane, jobs, content))
 }
 

@@ -1,5 +1,6 @@
 use super::super::testing::{Jobs, LIMITS, headers, text};
 use super::*;
+use crate::model::test_engine::spec;
 use crate::wire::status::Status;
 
 /// One row for the model of [`Jobs::new`].
@@ -62,4 +63,22 @@ fn a_timestamp_counts_seconds_so_it_is_refused_where_milliseconds_or_versions_ar
         assert_eq!(status, Status::InvalidArgument);
         assert!(error.starts_with(&format!("header `{header}`: a timestamp came")), "{error}");
     }
+}
+
+#[test]
+fn rows_without_data_cannot_keep_an_engine_busy_for_ever() {
+    let jobs = Jobs::of(Signature {
+        inputs: vec![spec("x", Datatype::Fp32, &["batch", "length"])],
+        outputs: vec![spec("y", Datatype::Fp32, &["batch", "1"])],
+    });
+
+    let error = refusal(
+        &jobs,
+        r#"{"inputs":[{"datatype":"FP32","shape":[1000000000,0],"data":[]}]}"#,
+    );
+
+    assert!(
+        error.starts_with("input `x`: 1000000000 rows came in a body of"),
+        "{error}"
+    );
 }
