@@ -17,6 +17,7 @@ use super::settle::Receipt;
 use crate::error::JobError;
 use crate::model::signature::{Dim, Dims, Signature, TensorSpec};
 use crate::telemetry::metrics::{LaneMetrics, ModelMetrics};
+use crate::wire::error::excerpt;
 use crate::wire::request::{Request, RequestInput, decode_request};
 use crate::wire::tensor::{Datatype, Tensor, bytes_elements};
 use crate::wire::{Encoding, JSON_BYTES_HEADER};
@@ -53,7 +54,7 @@ pub struct Limits {
 /// All of a job but its rows: who asked, how to answer, and the right to settle.
 pub struct Envelope {
     pub model: Arc<str>,
-    /// Version that answers, or the one asked for where there is none.
+    /// Version that answers, or where there is none the one asked for, cut short.
     pub version: String,
     pub properties: BasicProperties,
     /// The original body, kept for the dead letters.
@@ -133,7 +134,7 @@ pub fn decode(delivery: Delivery, served: &Served, limits: &Limits) -> Decoded {
 impl Envelope {
     pub fn new(delivery: Delivery, model: Arc<str>, default_version: u64, metrics: ModelMetrics) -> Self {
         let version = match header(&delivery.properties, VERSION) {
-            Some(AMQPValue::LongString(version)) => version.to_string(),
+            Some(AMQPValue::LongString(version)) => excerpt(&version.to_string()),
             Some(value) => integer(value).map_or_else(String::new, |version| version.to_string()),
             None => default_version.to_string(),
         };
@@ -203,6 +204,7 @@ fn admit<'a>(envelope: &mut Envelope, served: &'a Served, limits: &Limits) -> Re
         return Err(late(deadline, now));
     }
     let (lane, jobs) = lane(envelope, served)?;
+    envelope.version.clone_from(&lane.version);
     let request = decode_request(&envelope.encoding, envelope.body.clone())?;
     let content = fit(request, lane, &envelope.encoding)?;
     // Each row takes a byte at least, unless an axis is 0: then a small body could name any number of rows.
@@ -268,7 +270,7 @@ fn lane<'a>(envelope: &Envelope, served: &'a Served) -> Result<&'a (Arc<Lane>, S
         .and_then(|version: u64| served.lanes.get(&version))
         .ok_or_else(|| JobError::Version {
             model: served.name.to_string(),
-            version: excerpt(&envelope.version),
+            version: envelope.version.clone(),
             served: list(served.lanes.keys()),
         })
 }
@@ -456,13 +458,7 @@ fn list<T: std::fmt::Display>(things: impl IntoIterator<Item = T>) -> String {
     things.join(", ")
 }
 
-/// A name as the sender wrote it, cut so that nobody can write novels into our replies.
-fn excerpt(name: &str) -> String {
-    name.chars().take(NAME_SHOWN_MAX).collect()
-}
-
 const VERSION: &str = "inferq-model-version";
-const NAME_SHOWN_MAX: usize = 64;
 /// Stands for a deadline past the end of the clock.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 

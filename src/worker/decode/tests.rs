@@ -82,3 +82,32 @@ fn rows_without_data_cannot_keep_an_engine_busy_for_ever() {
         "{error}"
     );
 }
+
+#[test]
+fn a_quoted_name_cannot_forge_a_line_of_the_log() {
+    let error = refusal(
+        &Jobs::new(),
+        r#"{"inputs":[{"name":"x\nerror: all is lost","datatype":"FP32","shape":[1,2],"data":[1,2]}]}"#,
+    );
+
+    assert!(!error.contains('\n'), "{error}");
+}
+
+#[test]
+fn the_version_of_the_reply_is_written_as_the_model_has_it_and_never_at_length() {
+    let version = |asked: &str| {
+        let jobs = Jobs::new();
+        let (served, _lane) = jobs.served();
+        let delivery = jobs.delivery(json(headers([("inferq-model-version", text(asked))])), ONE_ROW.into());
+        match decode(delivery, &served, &LIMITS) {
+            Ok((job, _)) => job.envelope.version,
+            Err(answer) => answer.envelope.version,
+        }
+    };
+
+    let padded = version("+01");
+    let endless = version(&"9".repeat(100_000));
+
+    assert_eq!(padded, "1");
+    assert!(endless.len() < 100, "{} bytes", endless.len());
+}
