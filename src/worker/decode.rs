@@ -143,10 +143,7 @@ impl Envelope {
             version,
             encoding: Encoding::Json,
             deadline: None,
-            delivery_count: header(&delivery.properties, "x-delivery-count")
-                .and_then(integer)
-                .and_then(|count| u64::try_from(count).ok())
-                .unwrap_or(u64::from(delivery.redelivered)),
+            delivery_count: delivery_count(&delivery),
             redelivered: delivery.redelivered,
             arrived: delivery.arrived,
             properties: delivery.properties,
@@ -164,6 +161,18 @@ impl Envelope {
             Some(AMQPValue::Boolean(true))
         )
     }
+}
+
+/// The broker's count of earlier deliveries. On a first one it writes no header, so that one that is there came with the
+/// message: out of the dead letters, or from a sender.
+fn delivery_count(delivery: &Delivery) -> u64 {
+    if !delivery.redelivered {
+        return 0;
+    }
+    header(&delivery.properties, "x-delivery-count")
+        .and_then(integer)
+        .and_then(|count| u64::try_from(count).ok())
+        .unwrap_or(1)
 }
 
 /// What the body says, once it fits the model.

@@ -111,3 +111,22 @@ fn the_version_of_the_reply_is_written_as_the_model_has_it_and_never_at_length()
     assert_eq!(padded, "1");
     assert!(endless.len() < 100, "{} bytes", endless.len());
 }
+
+#[test]
+fn only_a_redelivery_has_a_count_whatever_headers_the_sender_wrote() {
+    let jobs = Jobs::new();
+    let count = |redelivered: bool, header: Option<i64>| {
+        let properties = header.map_or_else(BasicProperties::default, |count| {
+            headers([("x-delivery-count", AMQPValue::LongLongInt(count))])
+        });
+        let mut delivery = jobs.delivery(json(properties), ONE_ROW.into());
+        delivery.redelivered = redelivered;
+        Envelope::new(delivery, "pair".into(), 1, jobs.metrics.model("pair")).delivery_count
+    };
+
+    assert_eq!(count(false, Some(10)), 0, "left over from a life before the dead letters");
+    assert_eq!(count(false, None), 0);
+    assert_eq!(count(true, Some(3)), 3);
+    assert_eq!(count(true, None), 1, "a classic queue tells no more");
+    assert_eq!(count(true, Some(-3)), 1);
+}
