@@ -120,8 +120,10 @@ fn reply_headers(envelope: &Envelope, status: Status) -> FieldTable {
     headers.insert("inferq-status".into(), text(status.name()));
     headers.insert("inferq-model-version".into(), text(&envelope.version));
     for name in ["traceparent", "tracestate"] {
-        if let Some(value @ AMQPValue::LongString(_)) = header(&envelope.properties, name) {
-            headers.insert(name.into(), value.clone());
+        if let Some(AMQPValue::LongString(value)) = header(&envelope.properties, name)
+            && value.as_bytes().len() <= TRACE_BYTES_MAX
+        {
+            headers.insert(name.into(), AMQPValue::LongString(value.clone()));
         }
     }
     headers
@@ -165,18 +167,14 @@ fn published_unix_ms(envelope: &Envelope) -> Option<u64> {
 /// closes the channel of a publisher that is somebody else, so it moves to a header. And the header `CC`, with which
 /// RabbitMQ would route copies to queues of the sender's choice, is left out.
 pub fn dead_letter(envelope: &Envelope, reason: &DeadReason, author: &Author) -> Message {
-    let mut headers = FieldTable::default();
-    for (name, value) in envelope.properties.headers().iter().flatten() {
-        if name.as_str() != "CC" {
-            headers.insert(name.clone(), value.clone());
-        }
-    }
+    let mut headers = kept_headers(&envelope.properties);
     let failed_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     if let Some(user) = envelope.properties.user_id() {
         headers.insert("inferq-user-id".into(), text(user.as_str()));
     }
     headers.insert("inferq-error-code".into(), text(reason.code));
-    headers.insert("inferq-error".into(), text(&reason.error));
+    let error: String = reason.error.chars().take(ERROR_CHARS_MAX).collect();
+    headers.insert("inferq-error".into(), text(&error));
     headers.insert("inferq-worker".into(), text(&author.worker));
     headers.insert("inferq-model-version".into(), text(&envelope.version));
     headers.insert("inferq-failed-at".into(), AMQPValue::Timestamp(failed_at.as_secs()));
@@ -192,6 +190,50 @@ pub fn dead_letter(envelope: &Envelope, reason: &DeadReason, author: &Author) ->
             .with_delivery_mode(PERSISTENT),
         body: envelope.body.clone(),
     }
+}
+
+/// The job's headers as far as they fit: what does not, is left out.
+fn kept_headers(job: &BasicProperties) -> FieldTable {
+    let mut kept = FieldTable::default();
+    let mut room = HEADERS_BYTES_MAX;
+    for (name, value) in job.headers().iter().flatten() {
+        let bytes = 1 + name.as_str().len() + bytes(value);
+        if bytes <= room && name.as_str() != "CC" {
+            room -= bytes;
+            kept.insert(name.clone(), value.clone());
+        }
+    }
+    kept
+}
+
+/// Bytes that a value takes in a frame, or a few more.
+fn bytes(value: &AMQPValue) -> usize {
+    const SCALAR: usize = 9;
+    SCALAR
+        + match value {
+            AMQPValue::LongString(value) => value.as_bytes().len(),
+            AMQPValue::ShortString(value) => value.as_str().len(),
+            AMQPValue::ByteArray(value) => value.as_slice().len(),
+            AMQPValue::FieldArray(values) => values.as_slice().iter().map(bytes).sum(),
+            AMQPValue::FieldTable(values) => values
+                .inner()
+                .iter()
+                .map(|(name, value)| 1 + name.as_str().len() + bytes(value))
+                .sum(),
+            AMQPValue::Boolean(_)
+            | AMQPValue::ShortShortInt(_)
+            | AMQPValue::ShortShortUInt(_)
+            | AMQPValue::ShortInt(_)
+            | AMQPValue::ShortUInt(_)
+            | AMQPValue::LongInt(_)
+            | AMQPValue::LongUInt(_)
+            | AMQPValue::LongLongInt(_)
+            | AMQPValue::Float(_)
+            | AMQPValue::Double(_)
+            | AMQPValue::DecimalValue(_)
+            | AMQPValue::Timestamp(_)
+            | AMQPValue::Void => 0,
+        }
 }
 
 fn kept_properties(job: &BasicProperties) -> BasicProperties {
@@ -221,5 +263,15 @@ fn text(value: &str) -> AMQPValue {
 }
 
 const APP_ID: &str = concat!("inferq/", env!("CARGO_PKG_VERSION"));
+/// All headers share one frame, of 128 KiB with RabbitMQ's settings. The broker closes the connection over a longer one, and
+/// every reply under way on it would have to be computed again.
+const HEADERS_BYTES_MAX: usize = 64 * 1024;
+/// An error may quote what the runtime said, or list a thousand inputs.
+const ERROR_CHARS_MAX: usize = 4 * 1024;
+/// W3C Trace Context asks that 512 characters of `tracestate` be carried on; `traceparent` has 55.
+const TRACE_BYTES_MAX: usize = 512;
 const TRANSIENT: u8 = 1;
 const PERSISTENT: u8 = 2;
+
+#[cfg(test)]
+mod tests;
