@@ -108,7 +108,7 @@ fn reply(
 /// The job's own: a sender that made its job persistent asks for a durable answer. A direct reply-to has no queue that
 /// could keep anything.
 fn delivery_mode(envelope: &Envelope) -> u8 {
-    let direct = reply_to(envelope).is_some_and(|queue| queue.as_str().starts_with("amq.rabbitmq.reply-to"));
+    let direct = reply_to(envelope).is_some_and(|queue| queue.as_str().starts_with(DIRECT_REPLY_TO));
     match envelope.properties.delivery_mode() {
         Some(PERSISTENT) if !direct => PERSISTENT,
         _ => TRANSIENT,
@@ -163,9 +163,10 @@ fn published_unix_ms(envelope: &Envelope) -> Option<u64> {
 
 /// The job as it came, with the reason it cannot be answered.
 ///
-/// All properties are kept but two. `expiration`: a dead letter waits for somebody to look at it. `user_id`: the broker
-/// closes the channel of a publisher that is somebody else, so it moves to a header. And the header `CC`, with which
-/// RabbitMQ would route copies to queues of the sender's choice, is left out.
+/// All properties are kept but three. `expiration`: a dead letter waits for somebody to look at it. `user_id`: the broker
+/// closes the channel of a publisher that is somebody else, so it moves to a header. `reply_to`, where it is the bare name
+/// of direct reply-to: the broker closes the channel of a publisher that does not consume replies. Of the headers those
+/// in [`LEFT_OUT`] are missing.
 pub fn dead_letter(envelope: &Envelope, reason: &DeadReason, author: &Author) -> Message {
     let mut headers = kept_headers(&envelope.properties);
     let failed_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -198,7 +199,7 @@ fn kept_headers(job: &BasicProperties) -> FieldTable {
     let mut room = HEADERS_BYTES_MAX;
     for (name, value) in job.headers().iter().flatten() {
         let bytes = 1 + name.as_str().len() + bytes(value);
-        if bytes <= room && name.as_str() != "CC" {
+        if bytes <= room && !LEFT_OUT.contains(&name.as_str()) {
             room -= bytes;
             kept.insert(name.clone(), value.clone());
         }
@@ -248,12 +249,14 @@ fn kept_properties(job: &BasicProperties) -> BasicProperties {
         content_encoding, with_content_encoding;
         priority, with_priority;
         correlation_id, with_correlation_id;
-        reply_to, with_reply_to;
         message_id, with_message_id;
         timestamp, with_timestamp;
         kind, with_type;
         app_id, with_app_id;
         cluster_id, with_cluster_id;
+    }
+    if let Some(queue) = job.reply_to().as_ref().filter(|queue| queue.as_str() != DIRECT_REPLY_TO) {
+        kept = kept.with_reply_to(queue.clone());
     }
     kept
 }
@@ -270,6 +273,12 @@ const HEADERS_BYTES_MAX: usize = 64 * 1024;
 const ERROR_CHARS_MAX: usize = 4 * 1024;
 /// W3C Trace Context asks that 512 characters of `tracestate` be carried on; `traceparent` has 55.
 const TRACE_BYTES_MAX: usize = 512;
+/// RabbitMQ routes copies to the queues that `CC` and `BCC` name. `x-delivery-count` belongs to the life that ends here; on a
+/// job that is sent again nobody would take it away.
+const LEFT_OUT: [&str; 3] = ["CC", "BCC", "x-delivery-count"];
+/// The broker makes a name of its own out of this one when a requester publishes; jobs that came over other protocols may
+/// still have it.
+const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 const TRANSIENT: u8 = 1;
 const PERSISTENT: u8 = 2;
 

@@ -71,3 +71,22 @@ fn a_reply_carries_a_trace_on_unless_it_is_too_long_to_be_one() {
     assert_eq!(string(&message, "traceparent").as_deref(), Some("00-1-2-01"));
     assert_eq!(in_header(&message, "tracestate"), None);
 }
+
+#[test]
+fn a_dead_letter_drops_what_would_make_the_broker_copy_or_refuse_it_or_us_miscount() {
+    let properties = headers([
+        ("CC", text("elsewhere")),
+        ("BCC", text("elsewhere")),
+        ("x-delivery-count", AMQPValue::LongLongInt(9)),
+        ("mine", text("kept")),
+    ])
+    .with_reply_to("amq.rabbitmq.reply-to".into());
+
+    let message = dead(properties);
+
+    for name in ["CC", "BCC", "x-delivery-count"] {
+        assert_eq!(in_header(&message, name), None, "{name}");
+    }
+    assert_eq!(string(&message, "mine").as_deref(), Some("kept"));
+    assert_eq!(message.properties.reply_to(), &None);
+}
