@@ -16,6 +16,7 @@ use crate::wire::status::Status;
 /// A job on its last leg: what it still needs before it can be settled.
 pub struct Parcel {
     pub envelope: Envelope,
+    status: Status,
     /// Where the job goes when its reply is out, or could not be.
     dead: Option<DeadReason>,
     kind: Kind,
@@ -86,6 +87,7 @@ impl Plan {
         };
         let parcel = Box::new(Parcel {
             envelope,
+            status,
             dead,
             kind: Kind::Reply,
             backoff: Backoff::new(REFUSED_WAIT_MAX),
@@ -133,7 +135,9 @@ impl Plan {
 
     fn unroutable(&self, mut parcel: Box<Parcel>, error: &str) -> Next {
         self.metrics.unroutable.inc();
-        if self.unroutable == Unroutable::DeadLetter && parcel.dead.is_none() {
+        // Whoever sent a late job has often gone meanwhile: its queue is missing for the same reason.
+        let kept = self.unroutable == Unroutable::DeadLetter && parcel.status != Status::DeadlineExceeded;
+        if kept && parcel.dead.is_none() {
             parcel.dead = Some(DeadReason {
                 code: "UNROUTABLE_REPLY",
                 error: error.to_owned(),
@@ -169,3 +173,6 @@ fn dead_reason(status: Status, error: String) -> Option<DeadReason> {
 /// A full queue is tried for some seconds; then the job stops holding up the worker.
 const ATTEMPTS_MAX: u32 = 6;
 const REFUSED_WAIT_MAX: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests;

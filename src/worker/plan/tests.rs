@@ -1,0 +1,84 @@
+use bytes::Bytes;
+use lapin::BasicProperties;
+
+use super::super::message::Author;
+use super::super::reply::Timing;
+use super::super::testing::Jobs;
+use super::*;
+use crate::broker::topology::Names;
+use crate::error::JobError;
+use crate::wire::Encoded;
+
+struct Desk {
+    jobs: Jobs,
+    plan: Plan,
+}
+
+impl Desk {
+    fn new(unroutable: Unroutable) -> Self {
+        let jobs = Jobs::new();
+        let plan = Plan {
+            author: Author {
+                names: Names::new("inferq"),
+                worker: "worker-7".to_owned(),
+            },
+            unroutable,
+            metrics: jobs.metrics.reply.clone(),
+        };
+        Self { jobs, plan }
+    }
+
+    fn answer(&self, reply_to: Option<&str>, outcome: Outcome) -> Answer {
+        let properties = reply_to.map_or_else(BasicProperties::default, |queue| {
+            BasicProperties::default().with_reply_to(queue.into())
+        });
+        Answer {
+            envelope: self.jobs.envelope(properties, Bytes::from_static(b"body")),
+            outcome,
+        }
+    }
+
+    /// What is published for an answer, if its messages meet these fates, and the verdict.
+    fn play(&mut self, answer: Answer, fates: &[Fate]) -> (Vec<String>, Vec<Verdict>) {
+        let mut published = Vec::new();
+        let mut fates = fates.iter();
+        let mut next = self.plan.start(answer);
+        while let Next::Publish(parcel, message) | Next::PublishAfter(_, parcel, message) = next {
+            published.push(shown(&message));
+            let fate = fates.next().copied().unwrap_or(Fate::Confirmed);
+            next = self.plan.after(parcel, message, fate, 0.5);
+        }
+        (published, self.jobs.verdicts())
+    }
+}
+
+/// A reply as its queue and type, a dead letter as its code.
+fn shown(message: &Message) -> String {
+    let header = message.properties.headers().as_ref().unwrap();
+    match header.inner().get("inferq-error-code") {
+        Some(code) => format!("dead {}", code.as_long_string().unwrap()),
+        None => format!(
+            "{} {}",
+            message.routing_key,
+            message.properties.kind().as_ref().unwrap()
+        ),
+    }
+}
+
+fn failed(error: JobError) -> Outcome {
+    Outcome::Failure(error)
+}
+
+fn late() -> Outcome {
+    failed(JobError::Deadline { late_ms: 5 })
+}
+
+#[test]
+fn a_late_job_never_goes_to_the_dead_letters_even_if_nobody_waits_for_its_reply_any_more() {
+    let mut desk = Desk::new(Unroutable::DeadLetter);
+
+    let gone = desk.answer(Some("gone"), late());
+    let played = desk.play(gone, &[Fate::Returned]);
+
+    assert_eq!(played, (vec!["gone inferq.error".to_owned()], vec![Verdict::Ack]));
+}
