@@ -11,6 +11,7 @@ use super::settle::Verdict;
 use crate::broker::backoff::Backoff;
 use crate::config::Unroutable;
 use crate::telemetry::metrics::ReplyMetrics;
+use crate::wire::error::excerpt;
 use crate::wire::status::Status;
 
 /// A job on its last leg: what it still needs before it can be settled.
@@ -111,14 +112,21 @@ impl Plan {
                 parcel.envelope.receipt.settle(Verdict::Ack);
                 Next::Settled
             }
-            (Kind::Reply, Fate::Returned) => self.unroutable(parcel, "the reply queue does not exist"),
+            (Kind::Reply, Fate::Returned) => {
+                let error = format!("there is no queue `{}` for the reply", queue(&message));
+                self.unroutable(parcel, error)
+            }
             (kind, Fate::Refused | Fate::Returned) => {
                 parcel.attempts += 1;
                 if parcel.attempts < ATTEMPTS_MAX {
                     return Next::PublishAfter(parcel.backoff.next(jitter), parcel, message);
                 }
                 match kind {
-                    Kind::Reply => self.unroutable(parcel, "the broker refused the reply, its queue may be full"),
+                    Kind::Reply => {
+                        let queue = queue(&message);
+                        let error = format!("the broker refused the reply {ATTEMPTS_MAX} times, queue `{queue}` may be full");
+                        self.unroutable(parcel, error)
+                    }
                     Kind::DeadLetter => {
                         error!(
                             model.name = %parcel.envelope.model,
@@ -133,14 +141,14 @@ impl Plan {
         }
     }
 
-    fn unroutable(&self, mut parcel: Box<Parcel>, error: &str) -> Next {
+    fn unroutable(&self, mut parcel: Box<Parcel>, error: String) -> Next {
         self.metrics.unroutable.inc();
         // Whoever sent a late job has often gone meanwhile: its queue is missing for the same reason.
         let kept = self.unroutable == Unroutable::DeadLetter && parcel.status != Status::DeadlineExceeded;
         if kept && parcel.dead.is_none() {
             parcel.dead = Some(DeadReason {
                 code: "UNROUTABLE_REPLY",
-                error: error.to_owned(),
+                error,
             });
         }
         self.bury(parcel)
@@ -157,6 +165,11 @@ impl Plan {
         parcel.attempts = 0;
         Next::Publish(parcel, message)
     }
+}
+
+/// The queue that a reply is for.
+fn queue(reply: &Message) -> String {
+    excerpt(reply.routing_key.as_str())
 }
 
 fn dead_reason(status: Status, error: String) -> Option<DeadReason> {

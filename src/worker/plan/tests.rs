@@ -82,3 +82,45 @@ fn a_late_job_never_goes_to_the_dead_letters_even_if_nobody_waits_for_its_reply_
 
     assert_eq!(played, (vec!["gone inferq.error".to_owned()], vec![Verdict::Ack]));
 }
+
+#[test]
+fn a_dead_letter_for_an_unroutable_reply_names_the_queue() {
+    for (fate, text) in [
+        (Fate::Returned, "there is no queue `gone` for the reply"),
+        (
+            Fate::Refused,
+            "the broker refused the reply 6 times, queue `gone` may be full",
+        ),
+    ] {
+        let desk = Desk::new(Unroutable::DeadLetter);
+        let mut next = desk.plan.start(desk.answer(Some("gone"), result()));
+        let message = loop {
+            match next {
+                Next::Publish(_, message) if message.exchange.as_str() == "inferq.dead" => break message,
+                Next::Publish(parcel, message) | Next::PublishAfter(_, parcel, message) => {
+                    next = desk.plan.after(parcel, message, fate, 0.5);
+                }
+                Next::Settled => panic!("no dead letter"),
+            }
+        };
+
+        let headers = message.properties.headers().as_ref().unwrap();
+        let error = headers.inner()["inferq-error"].as_long_string().unwrap().to_string();
+        assert_eq!(error, text);
+    }
+}
+
+fn result() -> Outcome {
+    Outcome::Result {
+        body: Encoded {
+            body: b"result".to_vec(),
+            json_bytes: None,
+            content_type: "application/json",
+        },
+        timing: Timing {
+            wait: Duration::ZERO,
+            infer: Duration::ZERO,
+            batch_rows: 1,
+        },
+    }
+}
