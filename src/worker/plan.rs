@@ -60,9 +60,7 @@ impl Plan {
     pub fn start(&self, answer: Answer) -> Next {
         let Answer { envelope, outcome } = answer;
         if !envelope.receipt.is_current() {
-            // The broker has given the job to somebody else; a reply now would only be a second one.
-            self.metrics.stale.inc();
-            return Next::Settled;
+            return self.stale();
         }
         let (status, reply, dead) = match outcome {
             Outcome::Result { body, timing } => (Status::Ok, message::result(&envelope, body, &timing), None),
@@ -116,6 +114,7 @@ impl Plan {
                 let error = format!("there is no queue `{}` for the reply", queue(&message));
                 self.unroutable(parcel, error)
             }
+            (_, Fate::Refused | Fate::Returned) if !parcel.envelope.receipt.is_current() => self.stale(),
             (kind, Fate::Refused | Fate::Returned) => {
                 parcel.attempts += 1;
                 if parcel.attempts < ATTEMPTS_MAX {
@@ -154,12 +153,21 @@ impl Plan {
         self.bury(parcel)
     }
 
+    /// The broker has given the job to somebody else: whatever is published now, that one will publish as well.
+    fn stale(&self) -> Next {
+        self.metrics.stale.inc();
+        Next::Settled
+    }
+
     /// Dead-letters what is to be dead-lettered; anything else is done.
     fn bury(&self, mut parcel: Box<Parcel>) -> Next {
         let Some(reason) = parcel.dead.take() else {
             parcel.envelope.receipt.settle(Verdict::Ack);
             return Next::Settled;
         };
+        if !parcel.envelope.receipt.is_current() {
+            return self.stale();
+        }
         let message = message::dead_letter(&parcel.envelope, &reason, &self.author);
         parcel.kind = Kind::DeadLetter;
         parcel.attempts = 0;

@@ -124,3 +124,20 @@ fn result() -> Outcome {
         },
     }
 }
+
+#[test]
+fn once_the_jobs_channel_is_gone_nothing_more_is_published_for_it() {
+    for fate in [Fate::Refused, Fate::Confirmed] {
+        let mut desk = Desk::new(Unroutable::DeadLetter);
+        let answer = desk.answer(Some("replies"), failed(JobError::Failed("it failed".to_owned())));
+        let Next::Publish(parcel, reply) = desk.plan.start(answer) else {
+            panic!("no reply");
+        };
+
+        desk.jobs.lose_channel();
+        let next = desk.plan.after(parcel, reply, fate, 0.5);
+
+        assert!(matches!(next, Next::Settled), "{fate:?}");
+        assert_eq!(desk.plan.metrics.stale.get(), 1);
+    }
+}
