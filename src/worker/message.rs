@@ -255,7 +255,11 @@ fn kept_properties(job: &BasicProperties) -> BasicProperties {
         app_id, with_app_id;
         cluster_id, with_cluster_id;
     }
-    if let Some(queue) = job.reply_to().as_ref().filter(|queue| queue.as_str() != DIRECT_REPLY_TO) {
+    if let Some(queue) = job
+        .reply_to()
+        .as_ref()
+        .filter(|queue| queue.as_str() != DIRECT_REPLY_TO)
+    {
         kept = kept.with_reply_to(queue.clone());
     }
     kept

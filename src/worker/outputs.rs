@@ -154,9 +154,15 @@ mod tests {
         assert!(run(&[2, 2], pair()).check(&jobs.lane).is_ok());
         for (run, text) in [
             (none, "0 outputs came, the model has 1"),
-            (run(&[3, 2], f32_bytes([0.0; 6])), "output `y` has shape [3, 2] for 2 rows"),
+            (
+                run(&[3, 2], f32_bytes([0.0; 6])),
+                "output `y` has shape [3, 2] for 2 rows",
+            ),
             (run(&[], f32_bytes([0.0])), "output `y` has shape [] for 2 rows"),
-            (run(&[2, 2], vec![0; 15]), "output `y` has shape [2, 2] of FP32 in 15 bytes"),
+            (
+                run(&[2, 2], vec![0; 15]),
+                "output `y` has shape [2, 2] of FP32 in 15 bytes",
+            ),
             (run(&[2, usize::MAX], pair()), "of FP32 in 16 bytes"),
         ] {
             let fault = fault(&run, &jobs.lane);

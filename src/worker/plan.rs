@@ -31,6 +31,13 @@ enum Kind {
     DeadLetter,
 }
 
+impl Parcel {
+    /// Leaves the job to another worker.
+    pub fn give_back(self) {
+        self.envelope.receipt.settle(Verdict::GiveBack);
+    }
+}
+
 /// What the broker made of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
@@ -123,7 +130,8 @@ impl Plan {
                 match kind {
                     Kind::Reply => {
                         let queue = queue(&message);
-                        let error = format!("the broker refused the reply {ATTEMPTS_MAX} times, queue `{queue}` may be full");
+                        let error =
+                            format!("the broker refused the reply {ATTEMPTS_MAX} times, queue `{queue}` may be full");
                         self.unroutable(parcel, error)
                     }
                     Kind::DeadLetter => {

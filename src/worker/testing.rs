@@ -11,7 +11,11 @@ use tokio::time::Instant;
 
 use super::consume::Delivery;
 use super::decode::{Envelope, Job, Lane, Limits, Served, WantedOutput};
+use super::message::Author;
+use super::plan::Plan;
 use super::settle::{Receipts, Settler, Verdict, generation};
+use crate::broker::topology::Names;
+use crate::config::Unroutable;
 use crate::model::signature::Signature;
 use crate::model::test_engine::spec;
 use crate::telemetry::metrics::{Metrics, ReceiptMetrics};
@@ -121,6 +125,18 @@ impl Jobs {
     /// As if the channel had closed.
     pub fn lose_channel(&mut self) {
         self.settler = None;
+    }
+}
+
+/// The rules of what is published for the answers to these jobs.
+pub fn plan(jobs: &Jobs) -> Plan {
+    Plan {
+        author: Author {
+            names: Names::new("inferq"),
+            worker: "worker-7".to_owned(),
+        },
+        unroutable: Unroutable::DeadLetter,
+        metrics: jobs.metrics.reply.clone(),
     }
 }
 

@@ -61,7 +61,10 @@ fn a_timestamp_counts_seconds_so_it_is_refused_where_milliseconds_or_versions_ar
             .unwrap_err();
 
         assert_eq!(status, Status::InvalidArgument);
-        assert!(error.starts_with(&format!("header `{header}`: a timestamp came")), "{error}");
+        assert!(
+            error.starts_with(&format!("header `{header}`: a timestamp came")),
+            "{error}"
+        );
     }
 }
 
@@ -124,7 +127,11 @@ fn only_a_redelivery_has_a_count_whatever_headers_the_sender_wrote() {
         Envelope::new(delivery, "pair".into(), 1, jobs.metrics.model("pair")).delivery_count
     };
 
-    assert_eq!(count(false, Some(10)), 0, "left over from a life before the dead letters");
+    assert_eq!(
+        count(false, Some(10)),
+        0,
+        "left over from a life before the dead letters"
+    );
     assert_eq!(count(false, None), 0);
     assert_eq!(count(true, Some(3)), 3);
     assert_eq!(count(true, None), 1, "a classic queue tells no more");

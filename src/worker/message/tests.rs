@@ -62,8 +62,8 @@ fn nested_headers_count_with_all_they_hold() {
 #[test]
 fn a_reply_carries_a_trace_on_unless_it_is_too_long_to_be_one() {
     let long = "k=v,".repeat(200);
-    let properties = headers([("traceparent", text("00-1-2-01")), ("tracestate", text(&long))])
-        .with_reply_to("replies".into());
+    let properties =
+        headers([("traceparent", text("00-1-2-01")), ("tracestate", text(&long))]).with_reply_to("replies".into());
     let envelope = Jobs::new().envelope(properties, Bytes::new());
 
     let message = failure(&envelope, &JobError::Failed("it failed".to_owned())).unwrap();

@@ -1,11 +1,9 @@
 use bytes::Bytes;
 use lapin::BasicProperties;
 
-use super::super::message::Author;
 use super::super::reply::Timing;
-use super::super::testing::Jobs;
+use super::super::testing::{Jobs, plan};
 use super::*;
-use crate::broker::topology::Names;
 use crate::error::JobError;
 use crate::wire::Encoded;
 
@@ -18,12 +16,8 @@ impl Desk {
     fn new(unroutable: Unroutable) -> Self {
         let jobs = Jobs::new();
         let plan = Plan {
-            author: Author {
-                names: Names::new("inferq"),
-                worker: "worker-7".to_owned(),
-            },
             unroutable,
-            metrics: jobs.metrics.reply.clone(),
+            ..plan(&jobs)
         };
         Self { jobs, plan }
     }
