@@ -31,6 +31,8 @@ pub struct Flight {
     metrics: ReplyMetrics,
     confirms: FuturesUnordered<Confirm>,
     unconfirmed: Unconfirmed,
+    /// When the broker was last seen to block the connection: it confirmed nothing because of that.
+    blocked: Option<Instant>,
 }
 
 /// What became of some messages.
@@ -55,6 +57,7 @@ impl Flight {
             metrics,
             confirms: FuturesUnordered::new(),
             unconfirmed: Unconfirmed::default(),
+            blocked: None,
         }
     }
 
@@ -75,7 +78,7 @@ impl Flight {
             return Ok(());
         }
         let numbers = self.hold(due);
-        let sent = {
+        let (sent, blocked) = {
             let options = BasicPublishOptions {
                 mandatory: true,
                 ..BasicPublishOptions::default()
@@ -94,6 +97,7 @@ impl Flight {
             let publishing = join_all(numbers.into_iter().filter_map(publish));
             self.patiently(publishing).await?
         };
+        self.blocked = blocked.or(self.blocked);
         for confirm in sent {
             self.confirms.push(confirm.map_err(|error| error.to_string())?);
         }
@@ -109,13 +113,15 @@ impl Flight {
             .collect()
     }
 
-    /// Waits for as long as the broker blocks the connection, and no longer than the confirm timeout else.
-    async fn patiently<T>(&self, work: impl Future<Output = T>) -> Result<T, String> {
+    /// Waits for as long as the broker blocks the connection, and no longer than the confirm timeout else. The second part
+    /// is when the wait was over, if it was for a block.
+    async fn patiently<T>(&self, work: impl Future<Output = T>) -> Result<(T, Option<Instant>), String> {
         let mut work = std::pin::pin!(work);
+        let mut blocked = self.connection.status().blocked();
         loop {
             match tokio::time::timeout(self.confirm_timeout, &mut work).await {
-                Ok(done) => return Ok(done),
-                Err(_) if self.connection.status().blocked() => {}
+                Ok(done) => return Ok((done, blocked.then(Instant::now))),
+                Err(_) if self.connection.status().blocked() => blocked = true,
                 Err(_) => return Err(format!("nothing could be published for {:?}", self.confirm_timeout)),
             }
         }
@@ -163,9 +169,13 @@ impl Flight {
     }
 
     /// Why the channel must be given up, if confirms do not come although the broker lets us publish.
-    pub fn overdue(&self) -> Option<String> {
-        let oldest = self.unconfirmed.oldest()?.elapsed();
-        let overdue = oldest > self.confirm_timeout && !self.connection.status().blocked();
+    pub fn overdue(&mut self) -> Option<String> {
+        let now = Instant::now();
+        if self.connection.status().blocked() {
+            self.blocked = Some(now);
+        }
+        let since = self.unconfirmed.oldest().max(self.blocked)?;
+        let overdue = !self.unconfirmed.is_empty() && now.duration_since(since) > self.confirm_timeout;
         overdue.then(|| format!("the broker confirmed nothing for {:?}", self.confirm_timeout))
     }
 
