@@ -124,6 +124,7 @@ impl Reply {
             };
             if let Some(reason) = lost {
                 flight.give_back();
+                give_back(&mut refused);
                 return Ended::Lost(reason);
             }
         }
@@ -142,6 +143,15 @@ impl Reply {
     }
 }
 
+/// What the broker refused and is to be offered again goes back with what it has not confirmed: dropped, it would stay with
+/// this worker until its consuming channel closes.
+fn give_back(refused: &mut DelayQueue<Due>) {
+    while let Some(key) = refused.peek() {
+        let (parcel, _) = refused.remove(&key).into_inner();
+        parcel.give_back();
+    }
+}
+
 /// Something to publish, and for whom.
 pub type Due = (Box<Parcel>, Message);
 
@@ -155,3 +165,43 @@ async fn open(connection: &Connection) -> Result<Channel, lapin::Error> {
 const STABLE: Duration = Duration::from_secs(10);
 /// How often confirms that do not come are looked for.
 const LOOK: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use lapin::BasicProperties;
+
+    use super::super::plan::Fate;
+    use super::super::settle::Verdict;
+    use super::super::testing::{Jobs, plan};
+    use super::*;
+
+    #[tokio::test]
+    async fn refused_replies_go_back_to_their_queues_when_the_channel_is_lost() {
+        let mut jobs = Jobs::new();
+        let plan = plan(&jobs);
+        let mut refused = DelayQueue::new();
+        for wait in [0, 60] {
+            let Next::Publish(parcel, reply) = plan.start(answer(&jobs)) else {
+                panic!("no reply");
+            };
+            let Next::PublishAfter(_, parcel, reply) = plan.after(parcel, reply, Fate::Refused, 0.5) else {
+                panic!("given up at once");
+            };
+            refused.insert((parcel, reply), Duration::from_secs(wait));
+        }
+
+        give_back(&mut refused);
+
+        assert_eq!(jobs.verdicts(), [Verdict::GiveBack, Verdict::GiveBack]);
+        assert_eq!(jobs.metrics.receipts.dropped.get(), 0);
+    }
+
+    fn answer(jobs: &Jobs) -> Answer {
+        let properties = BasicProperties::default().with_reply_to("replies".into());
+        Answer {
+            envelope: jobs.envelope(properties, Bytes::new()),
+            outcome: Outcome::Failure(JobError::Failed("it failed".to_owned())),
+        }
+    }
+}
