@@ -64,10 +64,11 @@ impl Reply {
     /// Publishes until there are no more answers and every one is settled, or there is no link any more.
     pub async fn run(mut self) {
         let mut backoff = Backoff::new(self.reconnect_max);
-        while let Some(connection) = self.link.connection().await {
+        let mut early = None;
+        while let Some(connection) = self.connection(&mut early).await {
             let since = Instant::now();
             let reason = match open(&connection).await {
-                Ok(channel) => match self.publish(&connection, channel).await {
+                Ok(channel) => match self.publish(&connection, channel, &mut early).await {
                     Ended::Done => return,
                     Ended::Lost(reason) => reason,
                 },
@@ -81,7 +82,25 @@ impl Reply {
         }
     }
 
-    async fn publish(&mut self, connection: &Arc<Connection>, channel: Channel) -> Ended {
+    /// Waits for a connection, unless it turns out that nothing is left to publish. Answers that arrive meanwhile are kept
+    /// in `early`.
+    async fn connection(&mut self, early: &mut Option<Vec<Answer>>) -> Option<Arc<Connection>> {
+        if early.is_none() {
+            tokio::select! {
+                biased;
+                connection = self.link.connection() => return connection,
+                answers = self.answers.recv() => *early = Some(answers?),
+            }
+        }
+        self.link.connection().await
+    }
+
+    async fn publish(
+        &mut self,
+        connection: &Arc<Connection>,
+        channel: Channel,
+        early: &mut Option<Vec<Answer>>,
+    ) -> Ended {
         let mut flight = Flight::new(
             channel,
             connection.clone(),
@@ -106,7 +125,7 @@ impl Reply {
                     due.push(again.into_inner());
                     None
                 }
-                answers = self.answers.recv(), if more && room => {
+                answers = next(early, &mut self.answers), if more && room => {
                     more = answers.is_some();
                     for answer in answers.into_iter().flatten() {
                         self.follow(self.plan.start(answer), &mut due, &mut refused);
@@ -143,6 +162,13 @@ impl Reply {
     }
 }
 
+async fn next(early: &mut Option<Vec<Answer>>, answers: &mut Receiver<Vec<Answer>>) -> Option<Vec<Answer>> {
+    match early.take() {
+        Some(early) => Some(early),
+        None => answers.recv().await,
+    }
+}
+
 /// What the broker refused and is to be offered again goes back with what it has not confirmed: dropped, it would stay with
 /// this worker until its consuming channel closes.
 fn give_back(refused: &mut DelayQueue<Due>) {
@@ -170,11 +196,14 @@ const LOOK: Duration = Duration::from_secs(1);
 mod tests {
     use bytes::Bytes;
     use lapin::BasicProperties;
+    use tokio::sync::mpsc::{self, Sender};
 
     use super::super::plan::Fate;
     use super::super::settle::Verdict;
     use super::super::testing::{Jobs, plan};
     use super::*;
+    use crate::broker::link::Live;
+    use crate::config::Config;
 
     #[tokio::test]
     async fn refused_replies_go_back_to_their_queues_when_the_channel_is_lost() {
@@ -195,6 +224,48 @@ mod tests {
 
         assert_eq!(jobs.verdicts(), [Verdict::GiveBack, Verdict::GiveBack]);
         assert_eq!(jobs.metrics.receipts.dropped.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn without_a_connection_and_without_answers_there_is_nothing_to_wait_for() {
+        let jobs = Jobs::new();
+        let (reply, answers, _live) = reply(&jobs);
+
+        drop(answers);
+
+        reply.run().await; // Would wait for ever.
+    }
+
+    #[tokio::test]
+    async fn answers_wait_for_a_connection_and_stay_unsettled_if_there_is_none_any_more() {
+        let mut jobs = Jobs::new();
+        let (reply, answers, live) = reply(&jobs);
+        answers.send(vec![answer(&jobs)]).await.unwrap();
+        drop(answers);
+
+        let running = tokio::spawn(reply.run());
+        tokio::task::yield_now().await;
+        let waits = !running.is_finished();
+        drop(live);
+        running.await.unwrap();
+
+        assert!(waits);
+        assert_eq!(jobs.verdicts(), []);
+    }
+
+    fn reply(jobs: &Jobs) -> (Reply, Sender<Vec<Answer>>, Live) {
+        let config = Config::from_overrides(&[]).unwrap();
+        let (live, link) = Link::new();
+        let (answers, receiver) = mpsc::channel(1);
+        let reply = Reply {
+            link,
+            answers: receiver,
+            plan: plan(jobs),
+            config: config.reply,
+            reconnect_max: config.broker.reconnect_max,
+            metrics: jobs.metrics.reply.clone(),
+        };
+        (reply, answers, live)
     }
 
     fn answer(jobs: &Jobs) -> Answer {
