@@ -36,6 +36,8 @@ pub enum JobError {
     Shape { input: String, came: String, takes: String },
     #[error("input `{input}`: no rows came, at least one is needed")]
     NoRows { input: String },
+    #[error("input `{input}`: {rows} rows came in a body of {bytes} bytes; a row has at least one byte")]
+    RowsWithoutData { input: String, rows: usize, bytes: usize },
     #[error(
         "input `{input}`: {came} rows came where input `{other}` has {rows}; all inputs of a job have the same rows"
     )]
@@ -87,6 +89,7 @@ impl JobError {
             | Self::InputUnnamed { .. }
             | Self::Shape { .. }
             | Self::NoRows { .. }
+            | Self::RowsWithoutData { .. }
             | Self::Rows { .. }
             | Self::Text { .. }
             | Self::OutputName { .. }

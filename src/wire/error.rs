@@ -186,7 +186,7 @@ impl fmt::Display for Count {
 
 /// A name that a sender chose, fit to be quoted: cut short, and without control characters, which could
 /// forge lines of a log.
-pub(super) fn excerpt(name: &str) -> String {
+pub(crate) fn excerpt(name: &str) -> String {
     let printable = |c: char| if c.is_control() { '\u{fffd}' } else { c };
     let mut excerpt: String = name.chars().take(EXCERPT_CHARS).map(printable).collect();
     if name.chars().nth(EXCERPT_CHARS).is_some() {

@@ -17,6 +17,7 @@ use super::settle::Receipt;
 use crate::error::JobError;
 use crate::model::signature::{Dim, Dims, Signature, TensorSpec};
 use crate::telemetry::metrics::{LaneMetrics, ModelMetrics};
+use crate::wire::error::excerpt;
 use crate::wire::request::{Request, RequestInput, decode_request};
 use crate::wire::tensor::{Datatype, Tensor, bytes_elements};
 use crate::wire::{Encoding, JSON_BYTES_HEADER};
@@ -53,7 +54,7 @@ pub struct Limits {
 /// All of a job but its rows: who asked, how to answer, and the right to settle.
 pub struct Envelope {
     pub model: Arc<str>,
-    /// Version that answers, or the one asked for where there is none.
+    /// Version that answers, or where there is none the one asked for, cut short.
     pub version: String,
     pub properties: BasicProperties,
     /// The original body, kept for the dead letters.
@@ -133,7 +134,7 @@ pub fn decode(delivery: Delivery, served: &Served, limits: &Limits) -> Decoded {
 impl Envelope {
     pub fn new(delivery: Delivery, model: Arc<str>, default_version: u64, metrics: ModelMetrics) -> Self {
         let version = match header(&delivery.properties, VERSION) {
-            Some(AMQPValue::LongString(version)) => version.to_string(),
+            Some(AMQPValue::LongString(version)) => excerpt(&version.to_string()),
             Some(value) => integer(value).map_or_else(String::new, |version| version.to_string()),
             None => default_version.to_string(),
         };
@@ -142,10 +143,7 @@ impl Envelope {
             version,
             encoding: Encoding::Json,
             deadline: None,
-            delivery_count: header(&delivery.properties, "x-delivery-count")
-                .and_then(integer)
-                .and_then(|count| u64::try_from(count).ok())
-                .unwrap_or(u64::from(delivery.redelivered)),
+            delivery_count: delivery_count(&delivery),
             redelivered: delivery.redelivered,
             arrived: delivery.arrived,
             properties: delivery.properties,
@@ -163,6 +161,18 @@ impl Envelope {
             Some(AMQPValue::Boolean(true))
         )
     }
+}
+
+/// The broker's count of earlier deliveries. On a first one it writes no header, so that one that is there came with the
+/// message: out of the dead letters, or from a sender.
+fn delivery_count(delivery: &Delivery) -> u64 {
+    if !delivery.redelivered {
+        return 0;
+    }
+    header(&delivery.properties, "x-delivery-count")
+        .and_then(integer)
+        .and_then(|count| u64::try_from(count).ok())
+        .unwrap_or(1)
 }
 
 /// What the body says, once it fits the model.
@@ -194,15 +204,26 @@ fn admit<'a>(envelope: &mut Envelope, served: &'a Served, limits: &Limits) -> Re
             deliveries: envelope.delivery_count,
         });
     }
-    envelope.deadline = deadline(&envelope.properties, envelope.arrived, unix_now())?;
+    // The wall clock is read now, so now is what it is compared with: the delivery may have waited for memory.
+    let now = Instant::now();
+    envelope.deadline = deadline(&envelope.properties, now, unix_now())?;
     if let Some(deadline) = envelope.deadline
-        && deadline <= envelope.arrived
+        && deadline <= now
     {
-        return Err(late(deadline, envelope.arrived));
+        return Err(late(deadline, now));
     }
     let (lane, jobs) = lane(envelope, served)?;
+    envelope.version.clone_from(&lane.version);
     let request = decode_request(&envelope.encoding, envelope.body.clone())?;
     let content = fit(request, lane, &envelope.encoding)?;
+    // Each row takes a byte at least, unless an axis is 0: then a small body could name any number of rows.
+    if content.rows > envelope.body.len() {
+        return Err(JobError::RowsWithoutData {
+            input: lane.signature.inputs[0].name.clone(),
+            rows: content.rows,
+            bytes: envelope.body.len(),
+        });
+    }
     Ok((lane, jobs, content))
 }
 
@@ -215,8 +236,8 @@ pub fn late(deadline: Instant, now: Instant) -> JobError {
 
 /// The deadline on the monotonic clock, so that a step of the wall clock expires nothing later on.
 ///
-/// A deadline behind `arrived` comes back as `arrived` or earlier, as far as the clock reaches.
-fn deadline(properties: &BasicProperties, arrived: Instant, unix_now: Duration) -> Result<Option<Instant>, JobError> {
+/// A deadline behind `now`, which is the moment of `unix_now`, comes back as `now` or earlier, as far as the clock reaches.
+fn deadline(properties: &BasicProperties, now: Instant, unix_now: Duration) -> Result<Option<Instant>, JobError> {
     const HEADER: &str = "inferq-deadline";
     let Some(value) = header(properties, HEADER) else {
         return Ok(None);
@@ -230,9 +251,9 @@ fn deadline(properties: &BasicProperties, arrived: Instant, unix_now: Duration) 
         })?;
     let deadline = Duration::from_millis(unix_ms);
     Ok(Some(if deadline >= unix_now {
-        arrived.checked_add(deadline - unix_now).unwrap_or(arrived + FOREVER)
+        now.checked_add(deadline - unix_now).unwrap_or(now + FOREVER)
     } else {
-        arrived.checked_sub(unix_now - deadline).unwrap_or(arrived)
+        now.checked_sub(unix_now - deadline).unwrap_or(now)
     }))
 }
 
@@ -258,7 +279,7 @@ fn lane<'a>(envelope: &Envelope, served: &'a Served) -> Result<&'a (Arc<Lane>, S
         .and_then(|version: u64| served.lanes.get(&version))
         .ok_or_else(|| JobError::Version {
             model: served.name.to_string(),
-            version: excerpt(&envelope.version),
+            version: envelope.version.clone(),
             served: list(served.lanes.keys()),
         })
 }
@@ -422,7 +443,6 @@ fn integer(value: &AMQPValue) -> Option<i64> {
         AMQPValue::LongInt(number) => Some(number.into()),
         AMQPValue::LongUInt(number) => Some(number.into()),
         AMQPValue::LongLongInt(number) => Some(number),
-        AMQPValue::Timestamp(number) => i64::try_from(number).ok(),
         _ => None,
     }
 }
@@ -435,6 +455,8 @@ fn kind(value: &AMQPValue) -> &'static str {
         AMQPValue::Float(_) | AMQPValue::Double(_) | AMQPValue::DecimalValue(_) => "a number with a fraction",
         AMQPValue::FieldArray(_) | AMQPValue::FieldTable(_) => "a table or an array",
         AMQPValue::ByteArray(_) => "a byte array",
+        // Of seconds, where we count milliseconds.
+        AMQPValue::Timestamp(_) => "a timestamp",
         AMQPValue::Void => "nothing",
         _ => "a number below zero",
     }
@@ -445,12 +467,9 @@ fn list<T: std::fmt::Display>(things: impl IntoIterator<Item = T>) -> String {
     things.join(", ")
 }
 
-/// A name as the sender wrote it, cut so that nobody can write novels into our replies.
-fn excerpt(name: &str) -> String {
-    name.chars().take(NAME_SHOWN_MAX).collect()
-}
-
 const VERSION: &str = "inferq-model-version";
-const NAME_SHOWN_MAX: usize = 64;
 /// Stands for a deadline past the end of the clock.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+#[cfg(test)]
+mod tests;

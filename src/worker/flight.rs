@@ -1,10 +1,6 @@
-//! Messages that are published and not yet confirmed.
-//!
-//! `lapin` hands a returned message to whichever confirm comes next, not to its own, so returns are matched by what the
-//! message itself carries. A confirm that was given another's return was finished before the one it belongs to.
-//! Therefore all finished confirms are collected first, then their returns are noted, and only then is a fate told.
+//! One publishing channel: publishes, keeps every confirm, and hands what they carry to [`Unconfirmed`], which knows whose
+//! it is.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,14 +12,14 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::BasicReturnMessage;
 use lapin::options::BasicPublishOptions;
-use lapin::types::ShortString;
 use lapin::{Channel, Confirmation, Connection, PublisherConfirm};
 use tokio::time::Instant;
+use tracing::error;
 
 use super::message::Message;
 use super::plan::{Fate, Parcel};
 use super::reply::Due;
-use super::settle::Verdict;
+use super::unconfirmed::{Address, Confirmed, Number, Unconfirmed};
 use crate::telemetry::metrics::ReplyMetrics;
 
 /// One publishing channel and what is under way on it. Used by one task: two would swap their confirms, since `lapin`
@@ -34,15 +30,9 @@ pub struct Flight {
     confirm_timeout: Duration,
     metrics: ReplyMetrics,
     confirms: FuturesUnordered<Confirm>,
-    pending: HashMap<u64, Pending>,
-    next: u64,
-}
-
-struct Pending {
-    parcel: Box<Parcel>,
-    message: Message,
-    published: Instant,
-    returned: bool,
+    unconfirmed: Unconfirmed,
+    /// When the broker was last seen to block the connection: it confirmed nothing because of that.
+    blocked: Option<Instant>,
 }
 
 /// What became of some messages.
@@ -66,17 +56,17 @@ impl Flight {
             confirm_timeout,
             metrics,
             confirms: FuturesUnordered::new(),
-            pending: HashMap::new(),
-            next: 0,
+            unconfirmed: Unconfirmed::default(),
+            blocked: None,
         }
     }
 
     pub fn len(&self) -> usize {
-        self.pending.len()
+        self.unconfirmed.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.pending.is_empty()
+        self.unconfirmed.is_empty()
     }
 
     /// Publishes everything together, so that the frames leave in few writes, and keeps every confirm.
@@ -87,11 +77,10 @@ impl Flight {
         if due.is_empty() {
             return Ok(());
         }
-        let first = self.next;
-        self.hold(due);
-        let sent = {
-            let publish = |id: u64| {
-                let message = &self.pending[&id].message;
+        let numbers = self.hold(due);
+        let (sent, blocked) = {
+            let publish = |number: Number| {
+                let message = self.unconfirmed.message(number)?;
                 let options = BasicPublishOptions {
                     mandatory: message.mandatory,
                     ..BasicPublishOptions::default()
@@ -103,40 +92,36 @@ impl Flight {
                     &message.body,
                     message.properties.clone(),
                 );
-                publishing.map(move |confirm| confirm.map(|confirm| Confirm { id, confirm }))
+                Some(publishing.map(move |confirm| confirm.map(|confirm| Confirm { number, confirm })))
             };
-            let publishing = join_all((first..self.next).map(publish));
+            let publishing = join_all(numbers.into_iter().filter_map(publish));
             self.patiently(publishing).await?
         };
+        self.blocked = blocked.or(self.blocked);
         for confirm in sent {
             self.confirms.push(confirm.map_err(|error| error.to_string())?);
         }
-        self.metrics.unconfirmed.set(self.pending.len() as i64);
+        self.metrics.unconfirmed.set(self.unconfirmed.len() as i64);
         Ok(())
     }
 
     /// Counts messages as under way without publishing them.
-    pub fn hold(&mut self, due: Vec<Due>) {
-        let published = Instant::now();
-        for (parcel, message) in due {
-            let pending = Pending {
-                parcel,
-                message,
-                published,
-                returned: false,
-            };
-            self.pending.insert(self.next, pending);
-            self.next += 1;
-        }
+    pub fn hold(&mut self, due: Vec<Due>) -> Vec<Number> {
+        let now = Instant::now();
+        due.into_iter()
+            .map(|(parcel, message)| self.unconfirmed.hold(parcel, message, now))
+            .collect()
     }
 
-    /// Waits for as long as the broker blocks the connection, and no longer than the confirm timeout else.
-    async fn patiently<T>(&self, work: impl Future<Output = T>) -> Result<T, String> {
+    /// Waits for as long as the broker blocks the connection, and no longer than the confirm timeout else. The second part
+    /// is when the wait was over, if it was for a block.
+    async fn patiently<T>(&self, work: impl Future<Output = T>) -> Result<(T, Option<Instant>), String> {
         let mut work = std::pin::pin!(work);
+        let mut blocked = self.connection.status().blocked();
         loop {
             match tokio::time::timeout(self.confirm_timeout, &mut work).await {
-                Ok(done) => return Ok(done),
-                Err(_) if self.connection.status().blocked() => {}
+                Ok(done) => return Ok((done, blocked.then(Instant::now))),
+                Err(_) if self.connection.status().blocked() => blocked = true,
                 Err(_) => return Err(format!("nothing could be published for {:?}", self.confirm_timeout)),
             }
         }
@@ -150,92 +135,80 @@ impl Flight {
                 ..Landed::default()
             };
         };
+        // All that are finished, since the return of one may be carried by another.
         let mut finished = vec![first];
         while let Some(Some(next)) = self.confirms.next().now_or_never() {
             finished.push(next);
         }
-        for (_, confirmation) in &finished {
-            if let Ok(Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned))) = confirmation {
-                self.note_return(returned);
+        let mut lost = None;
+        let mut confirms = Vec::with_capacity(finished.len());
+        for (number, confirmation) in finished {
+            match confirmation {
+                Ok(confirmation) => confirms.push(Confirmed {
+                    number,
+                    refused: confirmation.is_nack(),
+                    returned: confirmation.take_message().map(address),
+                }),
+                Err(error) => lost = Some(error.to_string()),
             }
         }
-        let mut landed = Landed::default();
-        for (id, confirmation) in finished {
-            let refused = match confirmation {
-                Ok(confirmation) => confirmation.is_nack(),
-                Err(error) => {
-                    landed.lost = Some(error.to_string());
-                    continue;
-                }
-            };
-            let Some(pending) = self.pending.remove(&id) else {
-                continue;
-            };
-            self.metrics
-                .confirm_seconds
-                .observe(pending.published.elapsed().as_secs_f64());
-            let fate = match (refused, pending.returned) {
-                (true, _) => Fate::Refused,
-                (false, true) => Fate::Returned,
-                (false, false) => Fate::Confirmed,
-            };
-            landed.settled.push((pending.parcel, pending.message, fate));
+        let (landed, strays) = self.unconfirmed.confirm(confirms);
+        for Address { routing_key, .. } in strays {
+            error!("the broker returned a message for `{routing_key}` that was not under way");
         }
-        self.metrics.unconfirmed.set(self.pending.len() as i64);
-        landed
-    }
-
-    /// Blames the message that came back: the one to that queue with that id which has waited longest.
-    ///
-    /// Two messages that agree in both go to one queue, so that either is the right one to blame first.
-    fn note_return(&mut self, returned: &BasicReturnMessage) {
-        let id = returned.properties.message_id();
-        let (exchange, routing_key) = (&returned.exchange, &returned.routing_key);
-        let same = |pending: &Pending| {
-            let (theirs, message): (&Option<ShortString>, _) =
-                (pending.message.properties.message_id(), &pending.message);
-            !pending.returned && theirs == id && message.exchange == *exchange && message.routing_key == *routing_key
-        };
-        let oldest = self
-            .pending
-            .iter_mut()
-            .filter(|(_, pending)| same(pending))
-            .min_by_key(|(id, _)| **id);
-        match oldest {
-            Some((_, pending)) => pending.returned = true,
-            None => tracing::error!("the broker returned a message that was not under way"),
+        self.metrics.unconfirmed.set(self.unconfirmed.len() as i64);
+        let settled = landed.into_iter().map(|landed| {
+            let waited = landed.published.elapsed().as_secs_f64();
+            self.metrics.confirm_seconds.observe(waited);
+            (landed.parcel, landed.message, landed.fate)
+        });
+        Landed {
+            settled: settled.collect(),
+            lost,
         }
     }
 
     /// Why the channel must be given up, if confirms do not come although the broker lets us publish.
-    pub fn overdue(&self) -> Option<String> {
-        let oldest = self.pending.values().map(|pending| pending.published.elapsed()).max()?;
-        let overdue = oldest > self.confirm_timeout && !self.connection.status().blocked();
+    pub fn overdue(&mut self) -> Option<String> {
+        let now = Instant::now();
+        if self.connection.status().blocked() {
+            self.blocked = Some(now);
+        }
+        let since = self.unconfirmed.oldest().max(self.blocked)?;
+        let overdue = !self.unconfirmed.is_empty() && now.duration_since(since) > self.confirm_timeout;
         overdue.then(|| format!("the broker confirmed nothing for {:?}", self.confirm_timeout))
     }
 
     /// Gives every job back to its queue: whether its reply went out is not known, and a second one does no harm.
     pub fn give_back(self) {
-        for (_, pending) in self.pending {
-            pending.parcel.envelope.receipt.settle(Verdict::GiveBack);
+        for parcel in self.unconfirmed.into_parcels() {
+            parcel.give_back();
         }
         self.metrics.unconfirmed.set(0);
     }
 }
 
+fn address(returned: BasicReturnMessage) -> Address {
+    Address {
+        message_id: returned.properties.message_id().clone(),
+        exchange: returned.delivery.exchange,
+        routing_key: returned.delivery.routing_key,
+    }
+}
+
 /// A confirm that knows whose it is.
 struct Confirm {
-    id: u64,
+    number: Number,
     confirm: PublisherConfirm,
 }
 
 impl Future for Confirm {
-    type Output = (u64, Result<Confirmation, lapin::Error>);
+    type Output = (Number, Result<Confirmation, lapin::Error>);
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let id = self.id;
+        let number = self.number;
         Pin::new(&mut self.confirm)
             .poll(context)
-            .map(|confirmation| (id, confirmation))
+            .map(|confirmation| (number, confirmation))
     }
 }

@@ -123,7 +123,7 @@ fn delivery_mode(envelope: &Envelope) -> u8 {
 /// # Source
 /// RabbitMQ documentation, "Direct Reply-to".
 fn is_direct(envelope: &Envelope) -> bool {
-    reply_to(envelope).is_some_and(|queue| queue.as_str().starts_with("amq.rabbitmq.reply-to"))
+    reply_to(envelope).is_some_and(|queue| queue.as_str().starts_with(DIRECT_REPLY_TO))
 }
 
 fn reply_headers(envelope: &Envelope, status: Status) -> FieldTable {
@@ -131,8 +131,10 @@ fn reply_headers(envelope: &Envelope, status: Status) -> FieldTable {
     headers.insert("inferq-status".into(), text(status.name()));
     headers.insert("inferq-model-version".into(), text(&envelope.version));
     for name in ["traceparent", "tracestate"] {
-        if let Some(value @ AMQPValue::LongString(_)) = header(&envelope.properties, name) {
-            headers.insert(name.into(), value.clone());
+        if let Some(AMQPValue::LongString(value)) = header(&envelope.properties, name)
+            && value.as_bytes().len() <= TRACE_BYTES_MAX
+        {
+            headers.insert(name.into(), AMQPValue::LongString(value.clone()));
         }
     }
     headers
@@ -172,22 +174,19 @@ fn published_unix_ms(envelope: &Envelope) -> Option<u64> {
 
 /// The job as it came, with the reason it cannot be answered.
 ///
-/// All properties are kept but two. `expiration`: a dead letter waits for somebody to look at it. `user_id`: the broker
-/// closes the channel of a publisher that is somebody else, so it moves to a header. And the header `CC`, with which
-/// RabbitMQ would route copies to queues of the sender's choice, is left out.
+/// All properties are kept but three. `expiration`: a dead letter waits for somebody to look at it. `user_id`: the broker
+/// closes the channel of a publisher that is somebody else, so it moves to a header. `reply_to`, where it is the bare name
+/// of direct reply-to: the broker closes the channel of a publisher that does not consume replies. Of the headers those
+/// in [`LEFT_OUT`] are missing.
 pub fn dead_letter(envelope: &Envelope, reason: &DeadReason, author: &Author) -> Message {
-    let mut headers = FieldTable::default();
-    for (name, value) in envelope.properties.headers().iter().flatten() {
-        if name.as_str() != "CC" {
-            headers.insert(name.clone(), value.clone());
-        }
-    }
+    let mut headers = kept_headers(&envelope.properties);
     let failed_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     if let Some(user) = envelope.properties.user_id() {
         headers.insert("inferq-user-id".into(), text(user.as_str()));
     }
     headers.insert("inferq-error-code".into(), text(reason.code));
-    headers.insert("inferq-error".into(), text(&reason.error));
+    let error: String = reason.error.chars().take(ERROR_CHARS_MAX).collect();
+    headers.insert("inferq-error".into(), text(&error));
     headers.insert("inferq-worker".into(), text(&author.worker));
     headers.insert("inferq-model-version".into(), text(&envelope.version));
     headers.insert("inferq-failed-at".into(), AMQPValue::Timestamp(failed_at.as_secs()));
@@ -206,6 +205,50 @@ pub fn dead_letter(envelope: &Envelope, reason: &DeadReason, author: &Author) ->
     }
 }
 
+/// The job's headers as far as they fit: what does not, is left out.
+fn kept_headers(job: &BasicProperties) -> FieldTable {
+    let mut kept = FieldTable::default();
+    let mut room = HEADERS_BYTES_MAX;
+    for (name, value) in job.headers().iter().flatten() {
+        let bytes = 1 + name.as_str().len() + bytes(value);
+        if bytes <= room && !LEFT_OUT.contains(&name.as_str()) {
+            room -= bytes;
+            kept.insert(name.clone(), value.clone());
+        }
+    }
+    kept
+}
+
+/// Bytes that a value takes in a frame, or a few more.
+fn bytes(value: &AMQPValue) -> usize {
+    const SCALAR: usize = 9;
+    SCALAR
+        + match value {
+            AMQPValue::LongString(value) => value.as_bytes().len(),
+            AMQPValue::ShortString(value) => value.as_str().len(),
+            AMQPValue::ByteArray(value) => value.as_slice().len(),
+            AMQPValue::FieldArray(values) => values.as_slice().iter().map(bytes).sum(),
+            AMQPValue::FieldTable(values) => values
+                .inner()
+                .iter()
+                .map(|(name, value)| 1 + name.as_str().len() + bytes(value))
+                .sum(),
+            AMQPValue::Boolean(_)
+            | AMQPValue::ShortShortInt(_)
+            | AMQPValue::ShortShortUInt(_)
+            | AMQPValue::ShortInt(_)
+            | AMQPValue::ShortUInt(_)
+            | AMQPValue::LongInt(_)
+            | AMQPValue::LongUInt(_)
+            | AMQPValue::LongLongInt(_)
+            | AMQPValue::Float(_)
+            | AMQPValue::Double(_)
+            | AMQPValue::DecimalValue(_)
+            | AMQPValue::Timestamp(_)
+            | AMQPValue::Void => 0,
+        }
+}
+
 fn kept_properties(job: &BasicProperties) -> BasicProperties {
     let mut kept = BasicProperties::default();
     macro_rules! keep {
@@ -218,12 +261,18 @@ fn kept_properties(job: &BasicProperties) -> BasicProperties {
         content_encoding, with_content_encoding;
         priority, with_priority;
         correlation_id, with_correlation_id;
-        reply_to, with_reply_to;
         message_id, with_message_id;
         timestamp, with_timestamp;
         kind, with_type;
         app_id, with_app_id;
         cluster_id, with_cluster_id;
+    }
+    if let Some(queue) = job
+        .reply_to()
+        .as_ref()
+        .filter(|queue| queue.as_str() != DIRECT_REPLY_TO)
+    {
+        kept = kept.with_reply_to(queue.clone());
     }
     kept
 }
@@ -233,5 +282,21 @@ fn text(value: &str) -> AMQPValue {
 }
 
 const APP_ID: &str = concat!("inferq/", env!("CARGO_PKG_VERSION"));
+/// All headers share one frame, of 128 KiB with RabbitMQ's settings. The broker closes the connection over a longer one, and
+/// every reply under way on it would have to be computed again.
+const HEADERS_BYTES_MAX: usize = 64 * 1024;
+/// An error may quote what the runtime said, or list a thousand inputs.
+const ERROR_CHARS_MAX: usize = 4 * 1024;
+/// W3C Trace Context asks that 512 characters of `tracestate` be carried on; `traceparent` has 55.
+const TRACE_BYTES_MAX: usize = 512;
+/// RabbitMQ routes copies to the queues that `CC` and `BCC` name. `x-delivery-count` belongs to the life that ends here; on a
+/// job that is sent again nobody would take it away.
+const LEFT_OUT: [&str; 3] = ["CC", "BCC", "x-delivery-count"];
+/// The broker makes a name of its own out of this one when a requester publishes; jobs that came over other protocols may
+/// still have it.
+const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 const TRANSIENT: u8 = 1;
 const PERSISTENT: u8 = 2;
+
+#[cfg(test)]
+mod tests;

@@ -18,6 +18,7 @@ pub mod reply;
 pub mod settle;
 #[cfg(test)]
 mod testing;
+pub mod unconfirmed;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

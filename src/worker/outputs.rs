@@ -7,7 +7,7 @@ use super::infer::{EngineError, Output};
 use crate::error::JobError;
 use crate::wire::Encoded;
 use crate::wire::reply::{ReplyMeta, ReplyOutput, encode_reply};
-use crate::wire::tensor::rows_range;
+use crate::wire::tensor::{Datatype, bytes_elements, element_count, rows_range};
 
 /// The outputs of one run, and which rows of the batch they are.
 pub struct Run {
@@ -16,22 +16,47 @@ pub struct Run {
 }
 
 impl Run {
-    /// Whether every output has a row for each input row, so that rows can go back to their jobs.
+    /// Whether every output is there, as long as its shape says, and has a row for each input row, so that rows can go
+    /// back to their jobs.
+    ///
+    /// # Errors
+    /// The engine gave something else than the model's signature promises.
     pub fn check(&self, lane: &Lane) -> Result<(), EngineError> {
-        if !lane.batching {
-            return Ok(());
+        let specs = &lane.signature.outputs;
+        if self.outputs.len() != specs.len() {
+            return Err(EngineError::Run(format!(
+                "{} outputs came, the model has {}",
+                self.outputs.len(),
+                specs.len()
+            )));
         }
-        for (output, spec) in self.outputs.iter().zip(&lane.signature.outputs) {
-            if output.shape.first() != Some(&self.rows.len()) {
+        for (output, spec) in self.outputs.iter().zip(specs) {
+            let (name, shape) = (&spec.name, &output.shape);
+            if lane.batching && shape.first() != Some(&self.rows.len()) {
                 return Err(EngineError::Run(format!(
-                    "output `{}` has shape {:?} for {} rows",
-                    spec.name,
-                    output.shape,
+                    "output `{name}` has shape {shape:?} for {} rows",
                     self.rows.len()
+                )));
+            }
+            let bytes = output.bytes().len();
+            if !holds(output, spec.datatype) {
+                return Err(EngineError::Run(format!(
+                    "output `{name}` has shape {shape:?} of {} in {bytes} bytes",
+                    spec.datatype
                 )));
             }
         }
         Ok(())
+    }
+}
+
+fn holds(output: &Output, datatype: Datatype) -> bool {
+    let Some(elements) = element_count(&output.shape) else {
+        return false;
+    };
+    match datatype.element_bytes() {
+        Some(bytes) => elements.checked_mul(bytes) == Some(output.bytes().len()),
+        None => bytes_elements(output.bytes()).count() == elements,
     }
 }
 
@@ -97,4 +122,64 @@ pub fn encode(job: &Job, runs: &[Run], rows: Range<usize>, bytes_max: usize) -> 
         });
     }
     Ok(encoded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Jobs;
+    use super::*;
+    use crate::model::test_engine::{f32_bytes, spec};
+    use crate::wire::tensor::push_bytes_element;
+
+    fn run(shape: &[usize], bytes: Vec<u8>) -> Run {
+        Run {
+            rows: 0..2,
+            outputs: vec![Output::new(shape.to_vec(), bytes)],
+        }
+    }
+
+    fn fault(run: &Run, lane: &Lane) -> String {
+        run.check(lane).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn outputs_that_are_not_what_the_signature_promises_are_an_error_that_names_them() {
+        let jobs = Jobs::new();
+        let pair = || f32_bytes([0.0; 4]);
+        let none = Run {
+            rows: 0..2,
+            outputs: Vec::new(),
+        };
+
+        assert!(run(&[2, 2], pair()).check(&jobs.lane).is_ok());
+        for (run, text) in [
+            (none, "0 outputs came, the model has 1"),
+            (
+                run(&[3, 2], f32_bytes([0.0; 6])),
+                "output `y` has shape [3, 2] for 2 rows",
+            ),
+            (run(&[], f32_bytes([0.0])), "output `y` has shape [] for 2 rows"),
+            (
+                run(&[2, 2], vec![0; 15]),
+                "output `y` has shape [2, 2] of FP32 in 15 bytes",
+            ),
+            (run(&[2, usize::MAX], pair()), "of FP32 in 16 bytes"),
+        ] {
+            let fault = fault(&run, &jobs.lane);
+            assert!(fault.contains(text), "{fault}");
+        }
+    }
+
+    #[test]
+    fn texts_are_counted_since_their_length_says_nothing() {
+        let mut jobs = Jobs::new();
+        jobs.lane_mut().signature.outputs = vec![spec("label", Datatype::Bytes, &["batch"])];
+        let mut texts = Vec::new();
+        push_bytes_element(&mut texts, b"one");
+        let one = texts.clone();
+        push_bytes_element(&mut texts, b"");
+
+        assert!(run(&[2], texts).check(&jobs.lane).is_ok());
+        assert!(fault(&run(&[2], one), &jobs.lane).contains("output `label` has shape [2] of BYTES"));
+    }
 }

@@ -11,11 +11,13 @@ use super::settle::Verdict;
 use crate::broker::backoff::Backoff;
 use crate::config::Unroutable;
 use crate::telemetry::metrics::ReplyMetrics;
+use crate::wire::error::excerpt;
 use crate::wire::status::Status;
 
 /// A job on its last leg: what it still needs before it can be settled.
 pub struct Parcel {
     pub envelope: Envelope,
+    status: Status,
     /// Where the job goes when its reply is out, or could not be.
     dead: Option<DeadReason>,
     kind: Kind,
@@ -27,6 +29,13 @@ pub struct Parcel {
 enum Kind {
     Reply,
     DeadLetter,
+}
+
+impl Parcel {
+    /// Leaves the job to another worker.
+    pub fn give_back(self) {
+        self.envelope.receipt.settle(Verdict::GiveBack);
+    }
 }
 
 /// What the broker made of a message.
@@ -58,9 +67,7 @@ impl Plan {
     pub fn start(&self, answer: Answer) -> Next {
         let Answer { envelope, outcome } = answer;
         if !envelope.receipt.is_current() {
-            // The broker has given the job to somebody else; a reply now would only be a second one.
-            self.metrics.stale.inc();
-            return Next::Settled;
+            return self.stale();
         }
         let (status, reply, dead) = match outcome {
             Outcome::Result { body, timing } => (Status::Ok, message::result(&envelope, body, &timing), None),
@@ -86,6 +93,7 @@ impl Plan {
         };
         let parcel = Box::new(Parcel {
             envelope,
+            status,
             dead,
             kind: Kind::Reply,
             backoff: Backoff::new(REFUSED_WAIT_MAX),
@@ -109,14 +117,23 @@ impl Plan {
                 parcel.envelope.receipt.settle(Verdict::Ack);
                 Next::Settled
             }
-            (Kind::Reply, Fate::Returned) => self.unroutable(parcel, &message, "does not exist"),
+            (Kind::Reply, Fate::Returned) => {
+                let error = format!("there is no queue `{}` for the reply", queue(&message));
+                self.unroutable(parcel, error)
+            }
+            (_, Fate::Refused | Fate::Returned) if !parcel.envelope.receipt.is_current() => self.stale(),
             (kind, Fate::Refused | Fate::Returned) => {
                 parcel.attempts += 1;
                 if parcel.attempts < ATTEMPTS_MAX {
                     return Next::PublishAfter(parcel.backoff.next(jitter), parcel, message);
                 }
                 match kind {
-                    Kind::Reply => self.unroutable(parcel, &message, "does not take the reply; it may be full"),
+                    Kind::Reply => {
+                        let queue = queue(&message);
+                        let error =
+                            format!("the broker refused the reply {ATTEMPTS_MAX} times, queue `{queue}` may be full");
+                        self.unroutable(parcel, error)
+                    }
                     Kind::DeadLetter => {
                         error!(
                             model.name = %parcel.envelope.model,
@@ -131,15 +148,23 @@ impl Plan {
         }
     }
 
-    fn unroutable(&self, mut parcel: Box<Parcel>, reply: &Message, why: &str) -> Next {
+    fn unroutable(&self, mut parcel: Box<Parcel>, error: String) -> Next {
         self.metrics.unroutable.inc();
-        if self.unroutable == Unroutable::DeadLetter && parcel.dead.is_none() {
+        // Whoever sent a late job has often gone meanwhile: its queue is missing for the same reason.
+        let kept = self.unroutable == Unroutable::DeadLetter && parcel.status != Status::DeadlineExceeded;
+        if kept && parcel.dead.is_none() {
             parcel.dead = Some(DeadReason {
                 code: "UNROUTABLE_REPLY",
-                error: format!("reply queue `{}` {why}", reply.routing_key),
+                error,
             });
         }
         self.bury(parcel)
+    }
+
+    /// The broker has given the job to somebody else: whatever is published now, that one will publish as well.
+    fn stale(&self) -> Next {
+        self.metrics.stale.inc();
+        Next::Settled
     }
 
     /// Dead-letters what is to be dead-lettered; anything else is done.
@@ -148,11 +173,19 @@ impl Plan {
             parcel.envelope.receipt.settle(Verdict::Ack);
             return Next::Settled;
         };
+        if !parcel.envelope.receipt.is_current() {
+            return self.stale();
+        }
         let message = message::dead_letter(&parcel.envelope, &reason, &self.author);
         parcel.kind = Kind::DeadLetter;
         parcel.attempts = 0;
         Next::Publish(parcel, message)
     }
+}
+
+/// The queue that a reply is for.
+fn queue(reply: &Message) -> String {
+    excerpt(reply.routing_key.as_str())
 }
 
 fn dead_reason(status: Status, error: String) -> Option<DeadReason> {
@@ -169,3 +202,6 @@ fn dead_reason(status: Status, error: String) -> Option<DeadReason> {
 /// A full queue is tried for some seconds; then the job stops holding up the worker.
 const ATTEMPTS_MAX: u32 = 6;
 const REFUSED_WAIT_MAX: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests;

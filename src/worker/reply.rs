@@ -64,10 +64,11 @@ impl Reply {
     /// Publishes until there are no more answers and every one is settled, or there is no link any more.
     pub async fn run(mut self) {
         let mut backoff = Backoff::new(self.reconnect_max);
-        while let Some(connection) = self.link.connection().await {
+        let mut early = None;
+        while let Some(connection) = self.connection(&mut early).await {
             let since = Instant::now();
             let reason = match open(&connection).await {
-                Ok(channel) => match self.publish(&connection, channel).await {
+                Ok(channel) => match self.publish(&connection, channel, &mut early).await {
                     Ended::Done => return,
                     Ended::Lost(reason) => reason,
                 },
@@ -81,7 +82,25 @@ impl Reply {
         }
     }
 
-    async fn publish(&mut self, connection: &Arc<Connection>, channel: Channel) -> Ended {
+    /// Waits for a connection, unless it turns out that nothing is left to publish. Answers that arrive meanwhile are kept
+    /// in `early`.
+    async fn connection(&mut self, early: &mut Option<Vec<Answer>>) -> Option<Arc<Connection>> {
+        if early.is_none() {
+            tokio::select! {
+                biased;
+                connection = self.link.connection() => return connection,
+                answers = self.answers.recv() => *early = Some(answers?),
+            }
+        }
+        self.link.connection().await
+    }
+
+    async fn publish(
+        &mut self,
+        connection: &Arc<Connection>,
+        channel: Channel,
+        early: &mut Option<Vec<Answer>>,
+    ) -> Ended {
         let mut flight = Flight::new(
             channel,
             connection.clone(),
@@ -106,7 +125,7 @@ impl Reply {
                     due.push(again.into_inner());
                     None
                 }
-                answers = self.answers.recv(), if more && room => {
+                answers = next(early, &mut self.answers), if more && room => {
                     more = answers.is_some();
                     for answer in answers.into_iter().flatten() {
                         self.follow(self.plan.start(answer), &mut due, &mut refused);
@@ -124,6 +143,7 @@ impl Reply {
             };
             if let Some(reason) = lost {
                 flight.give_back();
+                give_back(&mut refused);
                 return Ended::Lost(reason);
             }
         }
@@ -142,6 +162,22 @@ impl Reply {
     }
 }
 
+async fn next(early: &mut Option<Vec<Answer>>, answers: &mut Receiver<Vec<Answer>>) -> Option<Vec<Answer>> {
+    match early.take() {
+        Some(early) => Some(early),
+        None => answers.recv().await,
+    }
+}
+
+/// What the broker refused and is to be offered again goes back with what it has not confirmed: dropped, it would stay with
+/// this worker until its consuming channel closes.
+fn give_back(refused: &mut DelayQueue<Due>) {
+    while let Some(key) = refused.peek() {
+        let (parcel, _) = refused.remove(&key).into_inner();
+        parcel.give_back();
+    }
+}
+
 /// Something to publish, and for whom.
 pub type Due = (Box<Parcel>, Message);
 
@@ -155,3 +191,88 @@ async fn open(connection: &Connection) -> Result<Channel, lapin::Error> {
 const STABLE: Duration = Duration::from_secs(10);
 /// How often confirms that do not come are looked for.
 const LOOK: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use lapin::BasicProperties;
+    use tokio::sync::mpsc::{self, Sender};
+
+    use super::super::plan::Fate;
+    use super::super::settle::Verdict;
+    use super::super::testing::{Jobs, plan};
+    use super::*;
+    use crate::broker::link::Live;
+    use crate::config::Config;
+
+    #[tokio::test]
+    async fn refused_replies_go_back_to_their_queues_when_the_channel_is_lost() {
+        let mut jobs = Jobs::new();
+        let plan = plan(&jobs);
+        let mut refused = DelayQueue::new();
+        for wait in [0, 60] {
+            let Next::Publish(parcel, reply) = plan.start(answer(&jobs)) else {
+                panic!("no reply");
+            };
+            let Next::PublishAfter(_, parcel, reply) = plan.after(parcel, reply, Fate::Refused, 0.5) else {
+                panic!("given up at once");
+            };
+            refused.insert((parcel, reply), Duration::from_secs(wait));
+        }
+
+        give_back(&mut refused);
+
+        assert_eq!(jobs.verdicts(), [Verdict::GiveBack, Verdict::GiveBack]);
+        assert_eq!(jobs.metrics.receipts.dropped.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn without_a_connection_and_without_answers_there_is_nothing_to_wait_for() {
+        let jobs = Jobs::new();
+        let (reply, answers, _live) = reply(&jobs);
+
+        drop(answers);
+
+        reply.run().await; // Would wait for ever.
+    }
+
+    #[tokio::test]
+    async fn answers_wait_for_a_connection_and_stay_unsettled_if_there_is_none_any_more() {
+        let mut jobs = Jobs::new();
+        let (reply, answers, live) = reply(&jobs);
+        answers.send(vec![answer(&jobs)]).await.unwrap();
+        drop(answers);
+
+        let running = tokio::spawn(reply.run());
+        tokio::task::yield_now().await;
+        let waits = !running.is_finished();
+        drop(live);
+        running.await.unwrap();
+
+        assert!(waits);
+        assert_eq!(jobs.verdicts(), []);
+    }
+
+    fn reply(jobs: &Jobs) -> (Reply, Sender<Vec<Answer>>, Live) {
+        let config = Config::from_overrides(&[]).unwrap();
+        let (live, link) = Link::new();
+        let (answers, receiver) = mpsc::channel(1);
+        let reply = Reply {
+            link,
+            answers: receiver,
+            plan: plan(jobs),
+            config: config.reply,
+            reconnect_max: config.broker.reconnect_max,
+            metrics: jobs.metrics.reply.clone(),
+        };
+        (reply, answers, live)
+    }
+
+    fn answer(jobs: &Jobs) -> Answer {
+        let properties = BasicProperties::default().with_reply_to("replies".into());
+        Answer {
+            envelope: jobs.envelope(properties, Bytes::new()),
+            outcome: Outcome::Failure(JobError::Failed("it failed".to_owned())),
+        }
+    }
+}

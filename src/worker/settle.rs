@@ -107,6 +107,14 @@ impl Settler {
         }
         Ok(())
     }
+
+    /// What receipts have been used for since the last call.
+    #[cfg(test)]
+    pub fn verdicts(&mut self) -> Vec<Verdict> {
+        std::iter::from_fn(|| self.settled.try_recv().ok())
+            .map(|(_, verdict)| verdict)
+            .collect()
+    }
 }
 
 async fn send(channel: &Channel, frame: Frame) -> Result<(), lapin::Error> {

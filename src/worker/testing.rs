@@ -1,42 +1,52 @@
 //! Jobs for unit tests, without a broker.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
+use tokio::sync::mpsc::{self, Receiver};
 use tokio::time::Instant;
 
 use super::consume::Delivery;
-use super::decode::{Envelope, Job, Lane, WantedOutput};
-use super::settle::{Receipts, Settler, generation};
-use crate::model::signature::{Dim, Signature, TensorSpec};
+use super::decode::{Envelope, Job, Lane, Limits, Served, WantedOutput};
+use super::message::Author;
+use super::plan::Plan;
+use super::settle::{Receipts, Settler, Verdict, generation};
+use crate::broker::topology::Names;
+use crate::config::Unroutable;
+use crate::model::signature::Signature;
+use crate::model::test_engine::spec;
 use crate::telemetry::metrics::{Metrics, ReceiptMetrics};
 use crate::wire::tensor::{Datatype, Tensor};
 
-/// Makes jobs of one generation for a model that takes and gives FP32 `[batch, 2]`.
+/// Makes jobs of one generation for one model.
 pub struct Jobs {
-    metrics: Metrics,
+    pub metrics: Metrics,
     receipts: Receipts,
     settler: Option<Settler>,
+    delivered: AtomicU64,
     pub lane: Arc<Lane>,
 }
 
 impl Jobs {
+    /// For a model that takes and gives FP32 `[batch, 2]`.
     pub fn new() -> Self {
+        Self::of(Signature {
+            inputs: vec![spec("x", Datatype::Fp32, &["batch", "2"])],
+            outputs: vec![spec("y", Datatype::Fp32, &["batch", "2"])],
+        })
+    }
+
+    /// For a batched model of this signature, with at most 4 rows a batch.
+    pub fn of(signature: Signature) -> Self {
         let metrics = Metrics::new().unwrap();
         let (receipts, settler) = generation(1000, metrics.receipts.clone());
-        let spec = |name: &str| TensorSpec {
-            name: name.to_owned(),
-            datatype: Datatype::Fp32,
-            shape: vec![Dim::Dynamic("batch".to_owned()), Dim::Fixed(2)],
-        };
         let lane = Arc::new(Lane {
             model: "pair".into(),
             version: "1".to_owned(),
-            signature: Signature {
-                inputs: vec![spec("x")],
-                outputs: vec![spec("y")],
-            },
+            signature,
             batching: true,
             rows_max: 4,
             metrics: metrics.lane("pair", "1"),
@@ -45,26 +55,32 @@ impl Jobs {
             metrics,
             receipts,
             settler: Some(settler),
+            delivered: AtomicU64::new(0),
             lane,
         }
     }
 
-    /// A job of `rows` rows; the first element of each is `id`.
+    pub fn lane_mut(&mut self) -> &mut Lane {
+        Arc::get_mut(&mut self.lane).expect("changed before the first job")
+    }
+
+    /// A job of `rows` rows; the first element of each is `id`, the second the number of the row.
     pub fn job(&self, id: u64, rows: usize) -> Job {
         let values: Vec<f32> = (0..rows).flat_map(|row| [id as f32, row as f32]).collect();
-        let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.job_with(id, vec![Tensor::fp32("x", &[rows, 2], &values)])
+    }
+
+    /// A job that asks for all outputs as raw bytes.
+    pub fn job_with(&self, id: u64, inputs: Vec<Tensor>) -> Job {
         Job {
             envelope: self.envelope(BasicProperties::default(), Bytes::new()),
             lane: self.lane.clone(),
             id: Some(id.to_string()),
-            inputs: vec![Tensor {
-                name: "x".to_owned(),
-                datatype: Datatype::Fp32,
-                shape: vec![rows, 2],
-                data: data.into(),
-            }],
-            rows,
-            outputs: vec![WantedOutput { index: 0, binary: true }],
+            rows: inputs[0].shape[0],
+            inputs,
+            outputs: (0..self.lane.signature.outputs.len())
+                .map(|index| WantedOutput { index, binary: true })
+                .collect(),
         }
     }
 
@@ -78,19 +94,49 @@ impl Jobs {
     }
 
     pub fn delivery(&self, properties: BasicProperties, body: Bytes) -> Delivery {
+        let tag = self.delivered.fetch_add(1, Ordering::Relaxed) + 1;
         Delivery {
             properties,
             body,
             redelivered: false,
             arrived: Instant::now(),
-            receipt: self.receipts.receipt(1),
+            receipt: self.receipts.receipt(tag),
             memory: None,
         }
+    }
+
+    /// The model with its lane as the only version, and where its jobs go.
+    pub fn served(&self) -> (Served, Receiver<Job>) {
+        let (jobs, receiver) = mpsc::channel(16);
+        let served = Served {
+            name: "pair".into(),
+            lanes: [(1, (self.lane.clone(), jobs))].into(),
+            default_version: 1,
+            metrics: self.metrics.model("pair"),
+        };
+        (served, receiver)
+    }
+
+    /// What was settled since the last call, in the order it was.
+    pub fn verdicts(&mut self) -> Vec<Verdict> {
+        self.settler.as_mut().map_or_else(Vec::new, Settler::verdicts)
     }
 
     /// As if the channel had closed.
     pub fn lose_channel(&mut self) {
         self.settler = None;
+    }
+}
+
+/// The rules of what is published for the answers to these jobs.
+pub fn plan(jobs: &Jobs) -> Plan {
+    Plan {
+        author: Author {
+            names: Names::new("inferq"),
+            worker: "worker-7".to_owned(),
+        },
+        unroutable: Unroutable::DeadLetter,
+        metrics: jobs.metrics.reply.clone(),
     }
 }
 
@@ -103,4 +149,22 @@ pub fn ids(jobs: &[Job]) -> Vec<u64> {
 
 pub fn receipt_metrics() -> ReceiptMetrics {
     Metrics::new().unwrap().receipts
+}
+
+pub const LIMITS: Limits = Limits {
+    body_bytes_max: 64 * 1024,
+    delivery_limit: 10,
+};
+
+/// Properties of a job with these headers.
+pub fn headers<const N: usize>(headers: [(&str, AMQPValue); N]) -> BasicProperties {
+    let mut table = FieldTable::default();
+    for (name, value) in headers {
+        table.insert(name.into(), value);
+    }
+    BasicProperties::default().with_headers(table)
+}
+
+pub fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
 }
