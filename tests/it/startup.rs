@@ -179,7 +179,7 @@ async fn a_wrong_password_is_reported_without_showing_it() {
                 .then_some(())
         })
         .await;
-    worker.unready_because("connect").await;
+    worker.unready_because("refused").await;
     worker.sigterm();
     worker.exit().await;
 
@@ -205,7 +205,8 @@ async fn a_queue_of_another_type_is_named_with_the_argument_that_differs() {
     let scene = Scene::new();
     scene.declare_queue(&scene.queue("affine")).await;
 
-    ends_with(scene.worker("affine"), 1, &[&scene.queue("affine"), "x-queue-type"]).await;
+    // Which of several arguments is named is the broker's choice.
+    ends_with(scene.worker("affine"), 1, &[&scene.queue("affine"), "'x-"]).await;
 }
 
 #[tokio::test]
@@ -276,7 +277,7 @@ async fn an_unknown_key_is_a_fault_of_the_configuration() {
     let (code, output) = ending(scene.worker("affine").env("INFERQ_BATCH__ROWS_MAXIMUM", "7")).await;
 
     assert_eq!(code, 2, "{output}");
-    assert!(output.contains("rows_maximum"), "{output}");
+    assert!(output.to_lowercase().contains("rows_maximum"), "{output}");
 }
 
 #[tokio::test]
@@ -298,18 +299,19 @@ async fn a_broken_configuration_does_not_show_the_password() {
 }
 
 #[tokio::test]
-async fn a_worker_that_may_only_check_the_topology_declares_nothing() {
+async fn a_worker_that_may_only_check_the_topology_declares_nothing_and_waits_for_it() {
     let scene = Scene::new();
 
-    let checking = scene.worker("affine").env("INFERQ_TOPOLOGY__MODE", "check");
-    ends_with(checking, 1, &[&scene.queue("affine")]).await;
-    scene.declare("affine").await;
-    let worker = scene
-        .worker("affine")
-        .env("INFERQ_TOPOLOGY__MODE", "check")
-        .start()
+    let worker = scene.worker("affine").env("INFERQ_TOPOLOGY__MODE", "check").spawn();
+    worker
+        .logged("what is missing", |line| line.contains(&scene.prefix).then_some(()))
         .await;
+    let declared = scene.exists(&scene.queue("affine")).await;
+    scene.declare("affine").await;
+    worker.ready_again().await;
     worker.drain().await;
+
+    assert!(!declared, "it declared a queue");
 }
 
 #[tokio::test]
@@ -330,6 +332,8 @@ async fn the_queues_are_what_the_contract_says() {
         ("x-queue-type", "quorum"),
         ("x-dead-letter-exchange", format!("{}.dead", scene.prefix).as_str()),
         ("x-dead-letter-strategy", "at-least-once"),
+        // Without it, what was published straight to the queue would bear the queue's name.
+        ("x-dead-letter-routing-key", "affine"),
         ("x-overflow", "reject-publish"),
     ] {
         arguments.insert(name.into(), AMQPValue::LongString(value.into()));

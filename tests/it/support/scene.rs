@@ -87,6 +87,21 @@ impl Scene {
         count
     }
 
+    /// Whether there is a queue of this name.
+    pub async fn exists(&self, queue: &str) -> bool {
+        let (connection, channel) = self.open().await;
+        let passive = QueueDeclareOptions {
+            passive: true,
+            ..QueueDeclareOptions::default()
+        };
+        let exists = channel
+            .queue_declare(queue.into(), passive, FieldTable::default())
+            .await
+            .is_ok();
+        connection.close(200, "done".into()).await.ok();
+        exists
+    }
+
     /// Waits until `queue` holds exactly `count` waiting messages.
     pub async fn until_waiting(&self, queue: &str, count: u32) {
         eventually(&format!("{count} messages in {queue}"), || async {
