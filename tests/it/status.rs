@@ -726,7 +726,7 @@ async fn a_reply_whose_queue_is_gone_becomes_a_dead_letter() {
     assert!(
         letters[0]
             .header("inferq-error")
-            .is_some_and(|sentence| sentence.contains("reply queue"))
+            .is_some_and(|sentence| sentence.contains("a-queue-that-is-gone"))
     );
     assert_eq!(letters[0].body, body);
     let reply_to = letters[0].properties.reply_to().as_ref().map(ToString::to_string);
