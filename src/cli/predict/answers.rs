@@ -190,7 +190,7 @@ impl Answers {
                     1 => vec![layout.name.clone()],
                     cells => (0..cells).map(|cell| format!("{}_{cell}", layout.name)).collect(),
                 };
-                self.write_line(&names)?;
+                self.write_lines([names])?;
             }
         }
         self.layout = Some(layout);
@@ -204,18 +204,17 @@ impl Answers {
         for _ in 0..rows {
             match self.format {
                 Format::Npy => self.target.write(&element.repeat(cells))?,
-                Format::Csv | Format::Jsonl => self.write_line(&vec![String::new(); cells])?,
+                Format::Csv | Format::Jsonl => self.write_lines([vec![String::new(); cells]])?,
             }
         }
         Ok(())
     }
 
     fn push_csv(&mut self, rows: usize, output: &Tensor) -> Result<(), AnswerError> {
-        for row in 0..rows {
+        self.write_lines((0..rows).map(|row| {
             let range = rows_range(&output.data, output.datatype, &output.shape, &(row..row + 1));
-            self.write_line(&Cells::Plain.of(output.datatype, &output.data[range]))?;
-        }
-        Ok(())
+            Cells::Plain.of(output.datatype, &output.data[range])
+        }))
     }
 
     fn push_json(&mut self, rows: usize, outputs: &[Tensor]) -> Result<(), AnswerError> {
@@ -235,11 +234,13 @@ impl Answers {
         Ok(())
     }
 
-    fn write_line(&mut self, cells: &[String]) -> Result<(), AnswerError> {
-        let mut line = csv::Writer::from_writer(Vec::new());
-        line.write_record(cells)?;
-        let line = line.into_inner().map_err(csv::IntoInnerError::into_error)?;
-        Ok(self.target.write(&line)?)
+    fn write_lines(&mut self, lines: impl IntoIterator<Item = Vec<String>>) -> Result<(), AnswerError> {
+        let mut text = csv::Writer::from_writer(Vec::new());
+        for cells in lines {
+            text.write_record(cells)?;
+        }
+        let text = text.into_inner().map_err(csv::IntoInnerError::into_error)?;
+        Ok(self.target.write(&text)?)
     }
 }
 
