@@ -18,7 +18,9 @@ use tokio::time::Instant;
 fn main() -> anyhow::Result<()> {
     // `cargo bench` adds a flag for harnesses, which this has none of.
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
-    let model = arguments.next().context("usage: ort_alone MODEL.onnx [ROWS [SECONDS]]")?;
+    let model = arguments
+        .next()
+        .context("usage: ort_alone MODEL.onnx [ROWS [SECONDS]]")?;
     let rows: usize = arguments.next().map_or(Ok(64), |rows| rows.parse())?;
     let seconds: f64 = arguments.next().map_or(Ok(0.2), |seconds| seconds.parse())?;
     let environment = ort::init().with_telemetry(false).build()?;
