@@ -170,6 +170,12 @@ impl Supervisor {
     }
 }
 
+/// Ends a connection that does not answer, so that its supervisor makes the next.
+pub fn give_up(connection: &Arc<Connection>) {
+    let connection = connection.clone();
+    tokio::spawn(async move { close(&connection).await });
+}
+
 async fn close(connection: &Connection) {
     let closing = connection.close(200, "bye".into());
     // A blocked or dead connection never says goodbye; the broker notices when the socket goes.

@@ -32,6 +32,8 @@ pub enum BrokerError {
     },
     #[error("no connection to the broker at {address}: {said}")]
     Connect { address: String, said: String },
+    #[error("the broker left a request without an answer for {0:?}")]
+    Silent(Duration),
     #[error("{what} cannot be used: {said}")]
     Unusable { what: String, said: String },
     #[error(transparent)]

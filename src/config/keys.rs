@@ -212,7 +212,7 @@ settings! {
     worker: WorkerConfig {
         /// Inference threads for each model.
         instances: NonZeroUsize, "instances" = 1, Count(1..=1_024),
-            "ONNX Runtime spreads one run over the cores by itself.";
+            "One thread keeps up with what one queue delivers of a small model; big models and machines want more.";
         /// Where models run.
         device: Device, "device" = "cpu", DeviceRule,
             "Every machine has one.";
@@ -237,10 +237,10 @@ settings! {
     /// What one worker takes on at most.
     limits: LimitsConfig {
         /// Biggest body of a job; a bigger one is answered with an error.
-        body_bytes_max: usize, "body_bytes_max" = 16_777_216, WholeNumber(1_024..=536_870_912_usize),
+        body_bytes_max: usize, "body_bytes_max" = 16_777_216, WholeNumber(1..=536_870_912_usize),
             "16 MiB is RabbitMQ's own limit for a message since 4.0.";
         /// Bytes of the jobs in hand; above it a worker takes no more. At least `body_bytes_max`.
-        memory_bytes: usize, "memory_bytes" = 1_073_741_824, WholeNumber(1_024..=1_099_511_627_776_usize),
+        memory_bytes: usize, "memory_bytes" = 1_073_741_824, WholeNumber(1..=1_099_511_627_776_usize),
             "Room for 64 of the biggest jobs; the prefetch window alone could hold 4 GiB of them.";
     }
 

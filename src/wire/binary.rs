@@ -7,7 +7,7 @@ use bytes::{Buf, Bytes};
 
 use super::error::{Index, Problem, WireError};
 use super::message::{Data, Entry, Message, Outgoing};
-use super::{Encoded, Encoding, json};
+use super::{Encoded, Encoding, JSON_BYTES_HEADER, json};
 
 pub(super) fn read_request(body: &Bytes, json_bytes: usize) -> Result<Message, WireError> {
     let (header, tail) = split(body, json_bytes)?;
@@ -26,7 +26,7 @@ pub(super) fn read_reply(body: &Bytes, json_bytes: usize) -> Result<Message, Wir
 fn split(body: &Bytes, json_bytes: usize) -> Result<(Bytes, Bytes), WireError> {
     if json_bytes > body.len() {
         let body_bytes = body.len();
-        return Err(Problem::JsonBytes { json_bytes, body_bytes }.into());
+        return Err(Problem::JsonBytes { json_bytes, body_bytes }.at(JSON_BYTES_HEADER));
     }
     Ok((body.slice(..json_bytes), body.slice(json_bytes..)))
 }

@@ -23,7 +23,7 @@ use super::settle::{self, Receipt, Receipts};
 use super::{Fatal, WorkerError};
 use crate::broker::BrokerError;
 use crate::broker::backoff::Backoff;
-use crate::broker::link::Link;
+use crate::broker::link::{self, Link};
 use crate::broker::topology::{self, Names};
 use crate::config::{BrokerConfig, TopologyConfig};
 use crate::error::chain;
@@ -83,7 +83,12 @@ impl Consume {
                 () = self.stop.cancelled() => return,
             };
             let Some(connection) = connection else { return };
-            let reason = match self.open(&connection).await {
+            let opening = tokio::time::timeout(self.broker.connect_timeout, self.open(&connection));
+            let opened = opening.await.unwrap_or_else(|_| {
+                // Whatever it is that the broker does not answer, a fresh connection is the way out.
+                Err(BrokerError::Silent(self.broker.connect_timeout))
+            });
+            let reason = match opened {
                 Ok(generation) => {
                     self.health.clear(condition.clone());
                     info!(model.name = %self.model.name, "consuming");
@@ -99,7 +104,12 @@ impl Consume {
                 }
                 // Asking again will not change what the broker has; someone must.
                 Err(BrokerError::Topology(mismatch)) => return self.fatal.raise(WorkerError::Topology(mismatch)),
-                Err(error) => chain(&error),
+                Err(error) => {
+                    if matches!(error, BrokerError::Silent(_)) {
+                        link::give_up(&connection);
+                    }
+                    chain(&error)
+                }
             };
             self.health.set(condition.clone(), &reason);
             warn!(model.name = %self.model.name, "not consuming: {reason}");

@@ -79,12 +79,12 @@ impl Flight {
         }
         let numbers = self.hold(due);
         let (sent, blocked) = {
-            let options = BasicPublishOptions {
-                mandatory: true,
-                ..BasicPublishOptions::default()
-            };
             let publish = |number: Number| {
                 let message = self.unconfirmed.message(number)?;
+                let options = BasicPublishOptions {
+                    mandatory: message.mandatory,
+                    ..BasicPublishOptions::default()
+                };
                 let publishing = self.channel.basic_publish(
                     message.exchange.clone(),
                     message.routing_key.clone(),

@@ -19,6 +19,8 @@ pub struct Message {
     pub exchange: ShortString,
     pub routing_key: ShortString,
     pub properties: BasicProperties,
+    /// Whether the broker returns it where no queue takes it.
+    pub mandatory: bool,
     pub body: Bytes,
 }
 
@@ -99,6 +101,8 @@ fn reply(
     properties = properties.with_message_id(id);
     Some(Message {
         exchange: ShortString::default(),
+        // To a direct reply-to nothing is routed, so that RabbitMQ 3.10 returns what it delivers.
+        mandatory: !is_direct(envelope),
         routing_key: reply_to(envelope)?.clone(),
         properties,
         body: body.into(),
@@ -108,11 +112,18 @@ fn reply(
 /// The job's own: a sender that made its job persistent asks for a durable answer. A direct reply-to has no queue that
 /// could keep anything.
 fn delivery_mode(envelope: &Envelope) -> u8 {
-    let direct = reply_to(envelope).is_some_and(|queue| queue.as_str().starts_with(DIRECT_REPLY_TO));
     match envelope.properties.delivery_mode() {
-        Some(PERSISTENT) if !direct => PERSISTENT,
+        Some(PERSISTENT) if !is_direct(envelope) => PERSISTENT,
         _ => TRANSIENT,
     }
+}
+
+/// Whether the reply goes straight to the requester's channel, without a queue.
+///
+/// # Source
+/// RabbitMQ documentation, "Direct Reply-to".
+fn is_direct(envelope: &Envelope) -> bool {
+    reply_to(envelope).is_some_and(|queue| queue.as_str().starts_with(DIRECT_REPLY_TO))
 }
 
 fn reply_headers(envelope: &Envelope, status: Status) -> FieldTable {
@@ -189,6 +200,7 @@ pub fn dead_letter(envelope: &Envelope, reason: &DeadReason, author: &Author) ->
         properties: kept_properties(&envelope.properties)
             .with_headers(headers)
             .with_delivery_mode(PERSISTENT),
+        mandatory: true,
         body: envelope.body.clone(),
     }
 }

@@ -1,0 +1,22 @@
+//! The contract, proved from outside: real workers, a real broker, real models.
+//!
+//! One module per question. A test states what the contract promises, never what the code happens to do; bodies are
+//! built and read by `support::body`, which shares nothing with the crate. Each test has a prefix of its own on one
+//! broker that this process starts; a test that harms its broker starts another.
+
+#![expect(
+    unreachable_pub,
+    reason = "what `support` offers is for the other modules of this binary"
+)]
+
+mod bodies;
+mod faults;
+mod happy;
+mod isolation;
+mod models;
+mod python;
+mod startup;
+mod status;
+mod stop;
+mod support;
+mod telemetry;

@@ -1,0 +1,149 @@
+//! Private brokers, started by `scripts/broker` on free ports and gone with the test process.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde::Deserialize;
+use tempfile::TempDir;
+
+use super::root;
+
+/// A running broker. Dropped, it is stopped; so it is when this process ends, because its standard input closes.
+pub struct Broker {
+    ready: Ready,
+    child: Child,
+    /// Where a broker keeps its data that is to be started again.
+    place: Option<TempDir>,
+}
+
+/// The line that `scripts/broker` prints once it serves.
+#[derive(Debug, Deserialize)]
+struct Ready {
+    uri: String,
+    amqp_port: u16,
+    dist_port: u16,
+    epmd_port: u16,
+    dir: String,
+    pid: i32,
+}
+
+impl Broker {
+    /// The broker that all tests of this process share; each keeps to its own prefix on it.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Broker> = OnceLock::new();
+        SHARED.get_or_init(Self::start)
+    }
+
+    /// A broker for one test alone, which may alarm it, fill it or kill it.
+    pub fn start() -> Self {
+        let (child, ready) = launch(&[]);
+        Self {
+            ready,
+            child,
+            place: None,
+        }
+    }
+
+    /// A broker for one test alone that can be stopped and started again on the same data.
+    pub fn durable() -> Self {
+        let place = tempfile::Builder::new()
+            .prefix("inferq-broker-")
+            .tempdir()
+            .expect("a temporary folder");
+        let (child, ready) = launch(&["--dir", text(&place)]);
+        Self {
+            ready,
+            child,
+            place: Some(place),
+        }
+    }
+
+    pub fn uri(&self) -> &str {
+        &self.ready.uri
+    }
+
+    pub fn amqp_port(&self) -> u16 {
+        self.ready.amqp_port
+    }
+
+    /// Stops the broker as its operator would; what is durable stays in its folder.
+    pub fn stop(&mut self) {
+        end(&mut self.child);
+    }
+
+    /// Ends the broker as a power cut would.
+    pub fn kill(&mut self) {
+        let pid = Pid::from_raw(self.ready.pid).expect("a process id");
+        kill_process(pid, Signal::KILL).expect("the broker runs");
+        self.child.wait().ok();
+    }
+
+    /// Starts a broker that has ended again, on the same folder and the same ports.
+    pub fn start_again(&mut self) {
+        let ports = format!(
+            "{}:{}:{}",
+            self.ready.amqp_port, self.ready.dist_port, self.ready.epmd_port
+        );
+        let place = self.place.as_ref().expect("only a durable broker starts again");
+        (self.child, self.ready) = launch(&["--dir", text(place), "--keep-ports", &ports]);
+    }
+
+    /// Runs `rabbitmqctl` on this broker and returns what it printed.
+    pub fn ctl(&self, arguments: &[&str]) -> String {
+        let output = Command::new(root().join("scripts/broker-ctl"))
+            .arg(&self.ready.dir)
+            .args(arguments)
+            .output()
+            .expect("scripts/broker-ctl runs");
+        assert!(
+            output.status.success(),
+            "broker-ctl {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        end(&mut self.child);
+    }
+}
+
+fn text(place: &TempDir) -> &str {
+    place.path().to_str().expect("a path in UTF-8")
+}
+
+fn launch(options: &[&str]) -> (Child, Ready) {
+    let mut child = Command::new(root().join("scripts/broker"))
+        .args(options)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("scripts/broker starts");
+    let mut line = String::new();
+    let stdout = child.stdout.take().expect("standard output is piped");
+    BufReader::new(stdout)
+        .read_line(&mut line)
+        .expect("scripts/broker writes text");
+    let mut stderr = child.stderr.take().expect("standard error is piped");
+    let Ok(ready) = serde_json::from_str(&line) else {
+        let mut words = String::new();
+        stderr.read_to_string(&mut words).ok();
+        let status = child.wait();
+        panic!("the broker did not start ({status:?}): {line}{words}");
+    };
+    // Kept empty, so that the broker never waits for somebody to read.
+    std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
+    (child, ready)
+}
+
+fn end(child: &mut Child) {
+    if let Ok(None) = child.try_wait() {
+        kill_process(Pid::from_child(child), Signal::TERM).ok();
+        child.wait().ok();
+    }
+}

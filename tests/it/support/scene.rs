@@ -1,0 +1,190 @@
+//! A test's own corner of a broker: its prefix, and with it its exchanges and queues.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use lapin::options::{BasicGetOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+
+use super::body::Body;
+use super::producer::{headers_of, text_of};
+use super::worker::Setup;
+use super::{Broker, Job, Producer, eventually, test_models, within};
+
+pub struct Scene {
+    pub uri: String,
+    pub prefix: String,
+}
+
+/// A message found in a dead letter queue.
+#[derive(Debug)]
+pub struct DeadLetter {
+    pub properties: BasicProperties,
+    pub body: Vec<u8>,
+}
+
+impl Scene {
+    /// A corner of the broker that all tests share.
+    pub fn new() -> Self {
+        Self::at(Broker::shared().uri())
+    }
+
+    /// A corner of the broker at `uri`.
+    pub fn at(uri: &str) -> Self {
+        static SCENES: AtomicU32 = AtomicU32::new(0);
+        let number = SCENES.fetch_add(1, Ordering::Relaxed);
+        Self {
+            uri: uri.to_owned(),
+            prefix: format!("t{}-{number}", std::process::id()),
+        }
+    }
+
+    /// A worker of this scene that serves `models`, a comma list, out of the test repository.
+    pub fn worker(&self, models: &str) -> Setup {
+        Setup::new()
+            .repository(&test_models())
+            .env("INFERQ_BROKER__URI", &self.uri)
+            .env("INFERQ_TOPOLOGY__PREFIX", &self.prefix)
+            .env("INFERQ_MODELS__LOAD", models)
+    }
+
+    /// Lets a worker make the queues of `models` and leave, so that jobs can wait before anybody takes them.
+    pub async fn declare(&self, models: &str) {
+        self.worker(models).start().await.drain().await;
+    }
+
+    pub async fn producer(&self) -> Producer {
+        Producer::connect(&self.uri).await
+    }
+
+    /// A job for `model` through the front door.
+    pub fn job(&self, model: &str, body: Body) -> Job {
+        Job::new(&self.prefix, model, body)
+    }
+
+    pub fn queue(&self, model: &str) -> String {
+        format!("{}.{model}", self.prefix)
+    }
+
+    pub fn dead_queue(&self, model: &str) -> String {
+        format!("{}.{model}.dead", self.prefix)
+    }
+
+    /// Messages in `queue` that no consumer holds.
+    pub async fn waiting(&self, queue: &str) -> u32 {
+        let (connection, channel) = self.open().await;
+        let passive = QueueDeclareOptions {
+            passive: true,
+            ..QueueDeclareOptions::default()
+        };
+        let declared = channel
+            .queue_declare(queue.into(), passive, FieldTable::default())
+            .await;
+        let count = declared
+            .unwrap_or_else(|error| panic!("queue {queue}: {error}"))
+            .message_count();
+        connection.close(200, "done".into()).await.ok();
+        count
+    }
+
+    /// Whether there is a queue of this name.
+    pub async fn exists(&self, queue: &str) -> bool {
+        let (connection, channel) = self.open().await;
+        let passive = QueueDeclareOptions {
+            passive: true,
+            ..QueueDeclareOptions::default()
+        };
+        let exists = channel
+            .queue_declare(queue.into(), passive, FieldTable::default())
+            .await
+            .is_ok();
+        connection.close(200, "done".into()).await.ok();
+        exists
+    }
+
+    /// Waits until `queue` holds exactly `count` waiting messages.
+    pub async fn until_waiting(&self, queue: &str, count: u32) {
+        eventually(&format!("{count} messages in {queue}"), || async {
+            (self.waiting(queue).await == count).then_some(())
+        })
+        .await;
+    }
+
+    /// Takes `count` dead letters of `model`, and checks that there are no more.
+    pub async fn dead_letters(&self, model: &str, count: usize) -> Vec<DeadLetter> {
+        let (connection, channel) = self.open().await;
+        let queue = self.dead_queue(model);
+        let mut letters = Vec::new();
+        while letters.len() < count {
+            let event = format!("{count} dead letters in {queue}, of which {} came", letters.len());
+            letters.push(eventually(&event, || take(&channel, &queue)).await);
+        }
+        let more = take(&channel, &queue).await;
+        assert!(more.is_none(), "a dead letter too many: {more:?}");
+        connection.close(200, "done".into()).await.ok();
+        letters
+    }
+
+    /// Checks that every job has left: none waits, and none died.
+    pub async fn nothing_is_left(&self, model: &str) {
+        self.until_waiting(&self.queue(model), 0).await;
+        assert_eq!(
+            self.waiting(&self.dead_queue(model)).await,
+            0,
+            "dead letters of {model}"
+        );
+    }
+
+    /// Declares a durable classic queue, such as replies may wait in while nobody listens.
+    pub async fn declare_queue(&self, queue: &str) {
+        let (connection, channel) = self.open().await;
+        let durable = QueueDeclareOptions {
+            durable: true,
+            ..QueueDeclareOptions::default()
+        };
+        let declared = channel
+            .queue_declare(queue.into(), durable, FieldTable::default())
+            .await;
+        declared.unwrap_or_else(|error| panic!("queue {queue}: {error}"));
+        connection.close(200, "done".into()).await.ok();
+    }
+
+    pub async fn delete_queue(&self, queue: &str) {
+        let (connection, channel) = self.open().await;
+        let deleted = channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await;
+        deleted.unwrap_or_else(|error| panic!("queue {queue}: {error}"));
+        connection.close(200, "done".into()).await.ok();
+    }
+
+    /// A short-lived channel: what goes wrong on it touches nothing else.
+    pub async fn open(&self) -> (Connection, Channel) {
+        let connect = Connection::connect(&self.uri, ConnectionProperties::default());
+        let connection = within("a connection", connect)
+            .await
+            .expect("the broker accepts connections");
+        let channel = within("a channel", connection.create_channel())
+            .await
+            .expect("the broker opens channels");
+        (connection, channel)
+    }
+}
+
+impl DeadLetter {
+    /// A header as text, whatever its AMQP type.
+    pub fn header(&self, name: &str) -> Option<String> {
+        headers_of(&self.properties).get(name).map(text_of)
+    }
+}
+
+async fn take(channel: &Channel, queue: &str) -> Option<DeadLetter> {
+    let got = within(
+        "basic.get",
+        channel.basic_get(queue.into(), BasicGetOptions { no_ack: true }),
+    )
+    .await;
+    let message = got.unwrap_or_else(|error| panic!("queue {queue}: {error}"))?;
+    Some(DeadLetter {
+        properties: message.delivery.properties,
+        body: message.delivery.data,
+    })
+}
