@@ -33,7 +33,9 @@ impl Config {
     /// # Errors
     /// `ConfigError`, with every fault there is.
     pub fn load(file: Option<&Path>, overrides: &[(&str, String)]) -> Result<Loaded, ConfigError> {
-        Self::load_from(file, overrides, std::env::vars_os(), Path::new(""))
+        #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+        let environment = std::env::vars_os();
+        Self::load_from(file, overrides, environment, Path::new(""))
     }
 
     /// [`Config::load`] with another environment and working folder than those of the process.
@@ -331,7 +333,7 @@ mod tests {
             }
             match key.path {
                 "broker.client_certificate_file" => {
-                    environment.push(("INFERQ_BROKER__CLIENT_KEY_FILE".into(), "k".into()))
+                    environment.push(("INFERQ_BROKER__CLIENT_KEY_FILE".into(), "k".into()));
                 }
                 "broker.client_key_file" => {
                     environment.push(("INFERQ_BROKER__CLIENT_CERTIFICATE_FILE".into(), "c".into()));

@@ -1,4 +1,4 @@
-//! Consuming: from a model's queue to [`Job`]s, and the only stage that watches the stop token.
+//! Consuming: from a model's queue to jobs, and the only stage that watches the stop token.
 //!
 //! One task a model. It opens a channel, consumes until the channel or the connection fails, and opens the next: each
 //! channel is a generation with receipts of its own.

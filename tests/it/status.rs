@@ -58,11 +58,6 @@ fn undecodable() -> Vec<Bad> {
         bad("no inputs", json(r#"{"id":"a"}"#), &["inputs"]),
         bad("inputs of another type", json(r#"{"inputs":7}"#), &["inputs"]),
         bad(
-            "no datatype",
-            json(r#"{"inputs":[{"name":"x","shape":[1,4],"data":[1,2,3,4]}]}"#),
-            &["datatype"],
-        ),
-        bad(
             "no shape",
             json(r#"{"inputs":[{"name":"x","datatype":"FP32","data":[1,2,3,4]}]}"#),
             &["shape"],
