@@ -128,10 +128,10 @@ mod tests {
         value.to_owned()
     }
 
-    /// One of each kind, in the order of the enum.
-    fn every_error() -> Vec<(JobError, Status)> {
+    /// One of each kind that the sender must mend, in the order of the enum.
+    fn invalid_arguments() -> Vec<JobError> {
         let wire = decode_request(&Encoding::Json, "[".into()).unwrap_err();
-        let invalid = [
+        vec![
             JobError::Wire(wire),
             JobError::BodyTooLarge { bytes: 9, max: 8 },
             JobError::Header {
@@ -187,7 +187,10 @@ mod tests {
                 gives: text("`y`"),
             },
             JobError::ReplyTooLarge { bytes: 9, max: 8 },
-        ];
+        ]
+    }
+
+    fn every_error() -> Vec<(JobError, Status)> {
         let others = [
             (
                 JobError::Version {
@@ -202,7 +205,9 @@ mod tests {
             (JobError::Exhausted { deliveries: 10 }, Status::Internal),
             (JobError::Unavailable(text("no memory")), Status::Unavailable),
         ];
-        let invalid = invalid.into_iter().map(|error| (error, Status::InvalidArgument));
+        let invalid = invalid_arguments()
+            .into_iter()
+            .map(|error| (error, Status::InvalidArgument));
         invalid.chain(others).collect()
     }
 

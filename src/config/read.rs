@@ -23,9 +23,10 @@ impl Reader {
     /// `ConfigError::Layers` if the library refuses a layer.
     pub fn new<const N: usize>(layers: [Layer; N]) -> Result<Self, ConfigError> {
         let faults = layers.iter().flat_map(|layer| layer.faults.clone()).collect();
-        let builder = layers
-            .into_iter()
-            .fold(::config::Config::builder(), |builder, layer| builder.add_source(layer));
+        let builder = layers.into_iter().fold(
+            ::config::Config::builder(),
+            ::config::ConfigBuilder::<::config::builder::DefaultState>::add_source,
+        );
         // Through `Source`, because that keeps each value's origin; deserialising does not.
         let sections = builder.build()?.collect()?;
         let value_of = |key: &Key| match &sections.get(key.section)?.kind {

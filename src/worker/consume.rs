@@ -90,7 +90,7 @@ impl Consume {
             });
             let reason = match opened {
                 Ok(generation) => {
-                    self.health.clear(condition.clone());
+                    self.health.clear(&condition);
                     info!(model.name = %self.model.name, "consuming");
                     let since = Instant::now();
                     let ended = self.serve(generation).await;
