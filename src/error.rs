@@ -132,7 +132,7 @@ mod tests {
     #[expect(clippy::too_many_lines, reason = "a table, with a line for each variant")]
     fn every_error() -> Vec<(JobError, Status)> {
         let wire = decode_request(&Encoding::Json, "[".into()).unwrap_err();
-        let invalid = [
+        vec![
             JobError::Wire(wire),
             JobError::BodyTooLarge { bytes: 9, max: 8 },
             JobError::Header {
@@ -188,7 +188,10 @@ mod tests {
                 gives: text("`y`"),
             },
             JobError::ReplyTooLarge { bytes: 9, max: 8 },
-        ];
+        ]
+    }
+
+    fn every_error() -> Vec<(JobError, Status)> {
         let others = [
             (
                 JobError::Version {
@@ -203,7 +206,9 @@ mod tests {
             (JobError::Exhausted { deliveries: 10 }, Status::Internal),
             (JobError::Unavailable(text("no memory")), Status::Unavailable),
         ];
-        let invalid = invalid.into_iter().map(|error| (error, Status::InvalidArgument));
+        let invalid = invalid_arguments()
+            .into_iter()
+            .map(|error| (error, Status::InvalidArgument));
         invalid.chain(others).collect()
     }
 

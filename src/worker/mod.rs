@@ -102,7 +102,7 @@ impl Worker {
         let drain_timeout = self.config.worker.drain_timeout;
         let mut running = self.start()?;
         // Everything that is still to come has said so by now.
-        health.clear(Condition::Loading);
+        health.clear(&Condition::Loading);
         running.until(&stop).await?;
         let began = Instant::now();
         health.set(Condition::Draining, "draining");

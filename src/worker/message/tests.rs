@@ -241,6 +241,15 @@ fn a_reply_is_as_durable_as_its_job_but_a_direct_reply_never() {
 }
 
 #[test]
+fn what_no_queue_takes_comes_back_unless_there_never_was_a_queue() {
+    let reply = |queue: &str| result_of(BasicProperties::default().with_reply_to(queue.into()));
+
+    assert!(reply("replies").mandatory);
+    assert!(!reply("amq.rabbitmq.reply-to.g1h2").mandatory);
+    assert!(dead(BasicProperties::default()).mandatory);
+}
+
+#[test]
 fn a_job_without_a_reply_queue_gets_no_reply() {
     for properties in [
         BasicProperties::default(),
