@@ -118,7 +118,7 @@ impl Plan {
                 Next::Settled
             }
             (Kind::Reply, Fate::Returned) => {
-                let error = format!("there is no queue `{}` for the reply", queue(&message));
+                let error = format!("the reply queue `{}` does not exist", queue(&message));
                 self.unroutable(parcel, error)
             }
             (_, Fate::Refused | Fate::Returned) if !parcel.envelope.receipt.is_current() => self.stale(),

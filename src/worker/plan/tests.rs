@@ -80,7 +80,7 @@ fn a_late_job_never_goes_to_the_dead_letters_even_if_nobody_waits_for_its_reply_
 #[test]
 fn a_dead_letter_for_an_unroutable_reply_names_the_queue() {
     for (fate, text) in [
-        (Fate::Returned, "there is no queue `gone` for the reply"),
+        (Fate::Returned, "the reply queue `gone` does not exist"),
         (
             Fate::Refused,
             "the broker refused the reply 6 times, queue `gone` may be full",
