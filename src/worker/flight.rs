@@ -94,11 +94,11 @@ impl Flight {
                 );
                 Some(publishing.map(move |confirm| confirm.map(|confirm| Confirm { number, confirm })))
             };
-            let publishing = join_all(numbers.into_iter().filter_map(publish));
-            self.patiently(publishing).await?
+            let some = |numbers: &[Number]| join_all(numbers.iter().copied().filter_map(publish));
+            self.patiently(join_all(numbers.chunks(JOINED_AT_ONCE).map(some))).await?
         };
         self.blocked = blocked.or(self.blocked);
-        for confirm in sent {
+        for confirm in sent.into_iter().flatten() {
             self.confirms.push(confirm.map_err(|error| error.to_string())?);
         }
         self.metrics.unconfirmed.set(self.unconfirmed.len() as i64);
@@ -187,6 +187,10 @@ impl Flight {
         self.metrics.unconfirmed.set(0);
     }
 }
+
+/// `join_all` keeps up to this many futures in one piece of memory; of more it allocates and wakes each by itself, which
+/// cost a sixth of the publishing task's time.
+const JOINED_AT_ONCE: usize = 30;
 
 fn address(returned: BasicReturnMessage) -> Address {
     Address {
