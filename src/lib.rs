@@ -7,6 +7,8 @@ pub mod wire;
 pub mod broker;
 pub mod model;
 
+pub mod client;
+
 pub mod cli;
 pub mod telemetry;
 

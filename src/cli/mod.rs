@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod models;
+pub mod predict;
 pub mod worker;
 
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 
 use self::config::ConfigArgs;
 use self::models::ModelsArgs;
+use self::predict::PredictArgs;
 use crate::config::{Config, ConfigError, Loaded};
 use crate::model::repository::VersionFiles;
 use crate::worker::onnx::{OnnxEngine, Runtime, SharedWeights};
@@ -28,6 +30,10 @@ pub struct Cli {
 enum Command {
     /// Take jobs off the queues until SIGTERM, then finish what is in hand
     Worker,
+    /// Send the rows of a file as jobs, and write the answers in the order of the rows
+    // Its --version is the model's.
+    #[command(disable_version_flag = true)]
+    Predict(PredictArgs),
     /// What is in the model repository, and whether it is fit to be served
     Models(ModelsArgs),
     /// The effective configuration, and where each value came from
@@ -84,6 +90,7 @@ impl Cli {
         let mut out = std::io::stdout().lock();
         match self.command {
             Command::Worker => worker::run(self.settings.load()?.config),
+            Command::Predict(args) => predict::run(&args, &self.settings.load()?.config),
             Command::Models(args) => {
                 let config = self.settings.load()?.config;
                 let mut runtime = None;
@@ -117,5 +124,17 @@ fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
         _ => Err("allowed is KEY=VALUE, such as batch.rows_max=32".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn no_two_arguments_of_a_command_are_in_each_others_way() {
+        Cli::command().debug_assert();
     }
 }

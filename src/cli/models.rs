@@ -33,7 +33,9 @@ pub enum ModelsCommand {
         #[arg(long)]
         json: bool,
     },
+    // Its --version is the model's.
     /// Show what one version of a model takes and gives
+    #[command(disable_version_flag = true)]
     Inspect {
         name: String,
         /// The version to show instead of the one that serves by default

@@ -172,7 +172,8 @@ pub enum RequestEncoding {
     Binary,
 }
 
-/// Encodes a request, as a producer does. BYTES that are not UTF-8 do not survive JSON.
+/// Encodes a request, as a producer does. BYTES that are not UTF-8 do not survive JSON. An empty name is left out, as
+/// the protocol of this project allows where a model has a single input.
 ///
 /// # Panics
 /// If a tensor has 4 GiB or more and the encoding is MessagePack; no broker takes such a message.
@@ -259,6 +260,18 @@ mod tests {
         assert_eq!(fp32(&tensor), [1.0, 2.0, 3.0, 4.0]);
         assert_eq!(tensor.shape, [2, 2]);
         assert!(PACKED.as_ptr_range().contains(&tensor.data.as_ptr()));
+    }
+
+    #[test]
+    fn an_input_without_a_name_is_sent_without_one() {
+        let tensor = Tensor::fp32("", &[1, 2], &[1.0, 2.0]);
+        for encoding in [RequestEncoding::MsgPack, RequestEncoding::Json, RequestEncoding::Binary] {
+            let encoded = encode_request(encoding, None, std::slice::from_ref(&tensor), &[]);
+
+            let request = decode_request(&encoded.encoding(), encoded.body.into()).unwrap();
+
+            assert_eq!(request.inputs[0].name, None, "{encoding:?}");
+        }
     }
 
     #[test]

@@ -61,8 +61,10 @@ struct TensorEntry<'a> {
 impl Serialize for TensorEntry<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let tensor = self.tensor;
-        let mut map = serializer.serialize_map(Some(4))?;
-        map.serialize_entry("name", tensor.name)?;
+        let mut map = serializer.serialize_map(None)?;
+        if !tensor.name.is_empty() {
+            map.serialize_entry("name", tensor.name)?;
+        }
         map.serialize_entry("datatype", tensor.datatype.name())?;
         map.serialize_entry("shape", tensor.shape)?;
         if self.apart && tensor.binary {

@@ -233,9 +233,12 @@ fn write_message(sink: &mut impl Sink, message: &Outgoing<'_>) {
 }
 
 fn write_tensor(sink: &mut impl Sink, tensor: &ReplyOutput<'_>) {
-    write::map(sink, 4);
-    write::string(sink, "name");
-    write::string(sink, tensor.name);
+    let named = !tensor.name.is_empty();
+    write::map(sink, 3 + usize::from(named));
+    if named {
+        write::string(sink, "name");
+        write::string(sink, tensor.name);
+    }
     write::string(sink, "datatype");
     write::string(sink, tensor.datatype.name());
     write::string(sink, "shape");

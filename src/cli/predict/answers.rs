@@ -1,0 +1,393 @@
+//! The answers, written row by row in the order of the input's rows.
+//!
+//! A failed row keeps its place: NaN (or 0) in `.npy`, empty cells in `.csv`, an object with `error` in JSON lines.
+
+use std::path::Path;
+
+use clap::ValueEnum;
+
+use super::cells::{Cells, nested};
+use super::npy::Header;
+use super::target::{OutputError, Target};
+use crate::wire::tensor::{Datatype, Tensor, rows_range};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// NumPy's array of one output
+    Npy,
+    /// Comma-separated cells of one output, with a line of names
+    Csv,
+    /// One JSON object a row, with all outputs
+    Jsonl,
+}
+
+impl Format {
+    /// As the name of the output says; JSON lines where it says nothing.
+    pub fn of(path: Option<&Path>) -> Self {
+        let extension = path.and_then(Path::extension).unwrap_or_default().to_ascii_lowercase();
+        match extension.to_str() {
+            Some("npy") => Self::Npy,
+            Some("csv") => Self::Csv,
+            _ => Self::Jsonl,
+        }
+    }
+}
+
+/// Answers on their way into a file.
+pub struct Answers {
+    target: Target,
+    format: Format,
+    /// The output that npy and csv hold; `None` is the first.
+    output: Option<String>,
+    /// Rows that there will be, if that is known.
+    total: Option<u64>,
+    rows: u64,
+    layout: Option<Layout>,
+}
+
+/// What one row of the output looks like: the same for all rows.
+struct Layout {
+    name: String,
+    datatype: Datatype,
+    tail: Vec<usize>,
+}
+
+impl Layout {
+    fn cells(&self) -> usize {
+        self.tail.iter().product()
+    }
+
+    fn header(&self, rows: u64) -> Result<Vec<u8>, AnswerError> {
+        let header = Header {
+            datatype: self.datatype,
+            shape: [vec![rows as usize], self.tail.clone()].concat(),
+        };
+        header.encode().ok_or_else(|| AnswerError::NoNpy {
+            output: self.name.clone(),
+            datatype: self.datatype,
+        })
+    }
+}
+
+impl Answers {
+    pub fn new(
+        target: Target,
+        format: Format,
+        output: Option<String>,
+        total: Option<u64>,
+    ) -> Result<Self, AnswerError> {
+        if format == Format::Npy && total.is_none() && matches!(target, Target::Stdout(_)) {
+            return Err(AnswerError::RowsUnknown);
+        }
+        Ok(Self {
+            target,
+            format,
+            output,
+            total,
+            rows: 0,
+            layout: None,
+        })
+    }
+
+    /// Appends the answers of `rows` rows.
+    ///
+    /// # Errors
+    /// An output has not one answer a row, or does not fit what was written before, or cannot be written.
+    pub fn push(&mut self, rows: usize, outputs: &[Tensor]) -> Result<(), AnswerError> {
+        for output in outputs {
+            if output.rows() != Some(rows) {
+                return Err(AnswerError::Rows {
+                    output: output.name.clone(),
+                    shape: output.shape.clone(),
+                    rows,
+                });
+            }
+        }
+        match self.format {
+            Format::Jsonl => self.push_json(rows, outputs)?,
+            Format::Npy | Format::Csv => {
+                let chosen = self.chosen(outputs)?;
+                self.fit(chosen)?;
+                match self.format {
+                    Format::Npy => self.target.write(&chosen.data)?,
+                    Format::Csv | Format::Jsonl => self.push_csv(rows, chosen)?,
+                }
+            }
+        }
+        self.rows += rows as u64;
+        Ok(())
+    }
+
+    /// Leaves a place for rows without an answer.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn push_failed(&mut self, rows: usize, reason: &str) -> Result<(), AnswerError> {
+        match (self.format, &self.layout) {
+            (Format::Jsonl, _) => {
+                let reason = serde_json::Value::from(reason);
+                for row in self.rows..self.rows + rows as u64 {
+                    self.target
+                        .write(format!("{{\"row\":{row},\"error\":{reason}}}\n").as_bytes())?;
+                }
+            }
+            (_, Some(_)) => self.write_gap(rows as u64)?,
+            // As wide as the rows that are still to come.
+            (_, None) => {}
+        }
+        self.rows += rows as u64;
+        Ok(())
+    }
+
+    /// Completes the file; without a single answer there is none, but in JSON lines, which hold the reasons.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn finish(mut self) -> Result<(), AnswerError> {
+        if self.format == Format::Npy
+            && let Some(layout) = &self.layout
+            && self.total != Some(self.rows)
+        {
+            self.target.write_over_start(&layout.header(self.rows)?)?;
+        }
+        if self.format == Format::Jsonl || self.layout.is_some() {
+            self.target.finish()?;
+        }
+        Ok(())
+    }
+
+    fn chosen<'a>(&self, outputs: &'a [Tensor]) -> Result<&'a Tensor, AnswerError> {
+        let chosen = match &self.output {
+            None => outputs.first(),
+            Some(name) => outputs.iter().find(|output| output.name == *name),
+        };
+        chosen.ok_or_else(|| AnswerError::NoOutput(self.output.clone().unwrap_or_default()))
+    }
+
+    /// Takes the layout of the first answer, and refuses another one.
+    fn fit(&mut self, output: &Tensor) -> Result<(), AnswerError> {
+        let tail = &output.shape[1..];
+        if let Some(layout) = &self.layout {
+            if layout.tail != tail {
+                return Err(AnswerError::Uneven {
+                    output: output.name.clone(),
+                    row: self.rows,
+                    came: tail.to_vec(),
+                    before: layout.tail.clone(),
+                });
+            }
+            return Ok(());
+        }
+        let layout = Layout {
+            name: output.name.clone(),
+            datatype: output.datatype,
+            tail: tail.to_vec(),
+        };
+        match self.format {
+            Format::Npy => self.target.write(&layout.header(self.total.unwrap_or(0))?)?,
+            Format::Csv | Format::Jsonl => {
+                let names: Vec<String> = match layout.cells() {
+                    1 => vec![layout.name.clone()],
+                    cells => (0..cells).map(|cell| format!("{}_{cell}", layout.name)).collect(),
+                };
+                self.write_lines([names])?;
+            }
+        }
+        self.layout = Some(layout);
+        self.write_gap(self.rows)
+    }
+
+    fn write_gap(&mut self, rows: u64) -> Result<(), AnswerError> {
+        let Some(layout) = &self.layout else { return Ok(()) };
+        let cells = layout.cells();
+        let element = gap(layout.datatype);
+        for _ in 0..rows {
+            match self.format {
+                Format::Npy => self.target.write(&element.repeat(cells))?,
+                Format::Csv | Format::Jsonl => self.write_lines([vec![String::new(); cells]])?,
+            }
+        }
+        Ok(())
+    }
+
+    fn push_csv(&mut self, rows: usize, output: &Tensor) -> Result<(), AnswerError> {
+        self.write_lines((0..rows).map(|row| {
+            let range = rows_range(&output.data, output.datatype, &output.shape, &(row..row + 1));
+            Cells::Plain.of(output.datatype, &output.data[range])
+        }))
+    }
+
+    fn push_json(&mut self, rows: usize, outputs: &[Tensor]) -> Result<(), AnswerError> {
+        for row in 0..rows {
+            let number = self.rows + row as u64;
+            let mut line = format!("{{\"row\":{number},\"outputs\":{{");
+            for (index, output) in outputs.iter().enumerate() {
+                let range = rows_range(&output.data, output.datatype, &output.shape, &(row..row + 1));
+                let cells = Cells::Json.of(output.datatype, &output.data[range]);
+                let name = serde_json::Value::from(output.name.as_str());
+                let comma = if index > 0 { "," } else { "" };
+                line.push_str(&format!("{comma}{name}:{}", nested(&cells, &output.shape[1..])));
+            }
+            line.push_str("}}\n");
+            self.target.write(line.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn write_lines(&mut self, lines: impl IntoIterator<Item = Vec<String>>) -> Result<(), AnswerError> {
+        let mut text = csv::Writer::from_writer(Vec::new());
+        for cells in lines {
+            text.write_record(cells)?;
+        }
+        let text = text.into_inner().map_err(csv::IntoInnerError::into_error)?;
+        Ok(self.target.write(&text)?)
+    }
+}
+
+/// One element that stands for an answer that there is not.
+fn gap(datatype: Datatype) -> Vec<u8> {
+    match datatype {
+        Datatype::Fp16 => half::f16::NAN.to_le_bytes().to_vec(),
+        Datatype::Fp32 => f32::NAN.to_le_bytes().to_vec(),
+        Datatype::Fp64 => f64::NAN.to_le_bytes().to_vec(),
+        other => vec![0; other.element_bytes().unwrap_or(0)],
+    }
+}
+
+/// The answers cannot be put down in this form.
+#[derive(Debug, thiserror::Error)]
+pub enum AnswerError {
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    #[error("output `{output}` has shape {shape:?} for {rows} rows, so its answers cannot be told apart by row")]
+    Rows {
+        output: String,
+        shape: Vec<usize>,
+        rows: usize,
+    },
+    #[error("the model gives no output `{0}`")]
+    NoOutput(String),
+    #[error(
+        "output `{output}` has rows of {came:?} at row {row} and of {before:?} before; --format jsonl can hold both"
+    )]
+    Uneven {
+        output: String,
+        row: u64,
+        came: Vec<usize>,
+        before: Vec<usize>,
+    },
+    #[error("output `{output}` is of datatype {datatype}, which .npy has not; use --format csv or jsonl")]
+    NoNpy { output: String, datatype: Datatype },
+    #[error("an .npy header begins with the number of rows, which a .csv does not say: give --output a file")]
+    RowsUnknown,
+    #[error("cannot put a row into a line")]
+    Csv(#[from] csv::Error),
+    #[error("cannot put a row into a line")]
+    Line(#[from] std::io::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn open(format: Format, output: Option<&str>, total: Option<u64>) -> (tempfile::TempDir, PathBuf, Answers) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("y");
+        let target = Target::open(Some(&path)).unwrap();
+        let answers = Answers::new(target, format, output.map(str::to_owned), total).unwrap();
+        (folder, path, answers)
+    }
+
+    fn outputs() -> [Tensor; 2] {
+        let label = Tensor {
+            name: "label".to_owned(),
+            datatype: Datatype::Int8,
+            shape: vec![2],
+            data: vec![7, 0xff].into(),
+        };
+        [Tensor::fp32("p", &[2, 2], &[0.25, 0.75, 1.0, f32::NAN]), label]
+    }
+
+    #[test]
+    fn json_lines_hold_all_outputs_and_the_reasons_of_failed_rows() {
+        let (_folder, path, mut answers) = open(Format::Jsonl, None, None);
+
+        answers.push_failed(1, "INTERNAL: \"no\"").unwrap();
+        answers.push(2, &outputs()).unwrap();
+        answers.finish().unwrap();
+
+        let expected = "{\"row\":0,\"error\":\"INTERNAL: \\\"no\\\"\"}\n\
+                        {\"row\":1,\"outputs\":{\"p\":[0.25,0.75],\"label\":7}}\n\
+                        {\"row\":2,\"outputs\":{\"p\":[1.0,null],\"label\":-1}}\n";
+        assert_eq!(std::fs::read_to_string(path).unwrap(), expected);
+    }
+
+    #[test]
+    fn csv_holds_one_output_and_a_failed_row_keeps_its_place() {
+        for (output, expected) in [
+            (None, "p_0,p_1\n,\n0.25,0.75\n1.0,NaN\n,\n"),
+            (Some("label"), "label\n\"\"\n7\n-1\n\"\"\n"),
+        ] {
+            let (_folder, path, mut answers) = open(Format::Csv, output, None);
+
+            answers.push_failed(1, "no").unwrap();
+            answers.push(2, &outputs()).unwrap();
+            answers.push_failed(1, "no").unwrap();
+            answers.finish().unwrap();
+
+            assert_eq!(std::fs::read_to_string(path).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn npy_counts_its_rows_at_the_end_where_it_could_not_before() {
+        use ndarray_npy::ReadNpyExt;
+        for total in [None, Some(4), Some(9)] {
+            let (_folder, path, mut answers) = open(Format::Npy, None, total);
+
+            answers.push_failed(1, "no").unwrap();
+            answers.push(2, &outputs()).unwrap();
+            answers.push_failed(1, "no").unwrap();
+            answers.finish().unwrap();
+
+            let file = std::fs::File::open(path).unwrap();
+            let array = ndarray::Array2::<f32>::read_npy(file).unwrap();
+            assert_eq!(array.dim(), (4, 2));
+            assert_eq!(array[[1, 1]], 0.75);
+            assert!(array[[0, 0]].is_nan() && array[[3, 1]].is_nan());
+        }
+    }
+
+    #[test]
+    fn without_a_single_answer_there_is_no_array() {
+        let (folder, _, mut answers) = open(Format::Npy, None, None);
+
+        answers.push_failed(3, "no").unwrap();
+        answers.finish().unwrap();
+
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_in_a_sentence() {
+        let (_folder, _, mut answers) = open(Format::Npy, None, None);
+        answers.push(2, &outputs()).unwrap();
+        let wider = answers.push(1, &[Tensor::fp32("p", &[1, 1], &[0.5])]).unwrap_err();
+        let fewer = answers.push(3, &outputs()).unwrap_err();
+        let (_folder, _, mut answers) = open(Format::Csv, Some("q"), None);
+        let unknown = answers.push(2, &outputs()).unwrap_err();
+        let stdout = Answers::new(Target::open(None).unwrap(), Format::Npy, None, None)
+            .err()
+            .unwrap();
+
+        assert!(
+            wider.to_string().contains("rows of [1] at row 2 and of [2] before"),
+            "{wider}"
+        );
+        assert!(fewer.to_string().contains("shape [2, 2] for 3 rows"), "{fewer}");
+        assert!(unknown.to_string().contains("no output `q`"), "{unknown}");
+        assert!(stdout.to_string().contains("--output"), "{stdout}");
+    }
+}
