@@ -10,11 +10,14 @@
 )]
 
 mod bodies;
+mod demo;
 mod faults;
 mod happy;
 mod isolation;
 mod models;
+mod predict;
 mod python;
+mod readme;
 mod startup;
 mod status;
 mod stop;
