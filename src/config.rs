@@ -32,8 +32,14 @@ impl Config {
     /// is one. `overrides` are keys such as `broker.uri` with the text that a flag gave.
     /// # Errors
     /// `ConfigError`, with every fault there is.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that reads the environment"
+    )]
     pub fn load(file: Option<&Path>, overrides: &[(&str, String)]) -> Result<Loaded, ConfigError> {
-        Self::load_from(file, overrides, std::env::vars_os(), Path::new(""))
+        #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+        let environment = std::env::vars_os();
+        Self::load_from(file, overrides, environment, Path::new(""))
     }
 
     /// [`Config::load`] with another environment and working folder than those of the process.
@@ -331,7 +337,7 @@ mod tests {
             }
             match key.path {
                 "broker.client_certificate_file" => {
-                    environment.push(("INFERQ_BROKER__CLIENT_KEY_FILE".into(), "k".into()))
+                    environment.push(("INFERQ_BROKER__CLIENT_KEY_FILE".into(), "k".into()));
                 }
                 "broker.client_key_file" => {
                     environment.push(("INFERQ_BROKER__CLIENT_CERTIFICATE_FILE".into(), "c".into()));

@@ -117,3 +117,141 @@ pub fn chain(error: &dyn Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Encoding;
+    use crate::wire::request::decode_request;
+
+    fn text(value: &str) -> String {
+        value.to_owned()
+    }
+
+    /// One of each kind, in the order of the enum.
+    #[expect(clippy::too_many_lines, reason = "a table, with a line for each variant")]
+    fn every_error() -> Vec<(JobError, Status)> {
+        let wire = decode_request(&Encoding::Json, "[".into()).unwrap_err();
+        vec![
+            JobError::Wire(wire),
+            JobError::BodyTooLarge { bytes: 9, max: 8 },
+            JobError::Header {
+                header: "inferq-deadline",
+                came: "a string",
+                allowed: "a long",
+            },
+            JobError::InputCount {
+                came: 2,
+                model: text("pair"),
+                takes: text("`x`"),
+            },
+            JobError::InputName {
+                index: 0,
+                name: text("z"),
+                model: text("pair"),
+                takes: text("`x`"),
+            },
+            JobError::InputTwice {
+                index: 1,
+                name: text("x"),
+            },
+            JobError::InputUnnamed {
+                index: 0,
+                model: text("pair"),
+                takes: text("`x`"),
+            },
+            JobError::Shape {
+                input: text("x"),
+                came: text("[1]"),
+                takes: text("[batch,2]"),
+            },
+            JobError::NoRows { input: text("x") },
+            JobError::RowsWithoutData {
+                input: text("x"),
+                rows: 9,
+                bytes: 8,
+            },
+            JobError::Rows {
+                input: text("x"),
+                came: 2,
+                other: text("z"),
+                rows: 3,
+            },
+            JobError::Text {
+                input: text("x"),
+                what: "not UTF-8",
+            },
+            JobError::OutputName {
+                index: 0,
+                name: text("z"),
+                model: text("pair"),
+                gives: text("`y`"),
+            },
+            JobError::ReplyTooLarge { bytes: 9, max: 8 },
+        ]
+    }
+
+    fn every_error() -> Vec<(JobError, Status)> {
+        let others = [
+            (
+                JobError::Version {
+                    model: text("pair"),
+                    version: text("9"),
+                    served: text("`1`"),
+                },
+                Status::NotFound,
+            ),
+            (JobError::Deadline { late_ms: 5 }, Status::DeadlineExceeded),
+            (JobError::Failed(text("the model failed")), Status::Internal),
+            (JobError::Exhausted { deliveries: 10 }, Status::Internal),
+            (JobError::Unavailable(text("no memory")), Status::Unavailable),
+        ];
+        let invalid = invalid_arguments()
+            .into_iter()
+            .map(|error| (error, Status::InvalidArgument));
+        invalid.chain(others).collect()
+    }
+
+    #[test]
+    fn every_error_has_the_status_of_the_table() {
+        for (error, status) in every_error() {
+            assert_eq!(error.status(), status, "{error}");
+        }
+    }
+
+    #[test]
+    fn every_error_is_one_line_that_says_something() {
+        for (error, _) in every_error() {
+            let text = error.to_string();
+
+            assert!(text.len() > 8 && !text.contains('\n'), "{text:?}");
+        }
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Layer {
+        text: &'static str,
+        source: Option<Box<Layer>>,
+    }
+
+    fn layers(texts: &[&'static str]) -> Layer {
+        let (text, causes) = texts.split_first().unwrap();
+        Layer {
+            text,
+            source: (!causes.is_empty()).then(|| Box::new(layers(causes))),
+        }
+    }
+
+    #[test]
+    fn a_chain_names_every_cause_once() {
+        assert_eq!(
+            chain(&layers(&["no connection", "tls", "expired"])),
+            "no connection: tls: expired"
+        );
+        assert_eq!(
+            chain(&layers(&["no connection: expired", "expired"])),
+            "no connection: expired"
+        );
+    }
+}

@@ -117,7 +117,7 @@ impl Supervisor {
 
     async fn serve(&self, connection: Arc<Connection>, live: &Live) {
         let mut events = Box::pin(connection.events_listener());
-        self.health.clear(self.role.down());
+        self.health.clear(&self.role.down());
         self.metrics.connects.inc();
         self.metrics.up.set(1);
         info!(connection = self.role.name(), "connected to the broker");
@@ -128,7 +128,7 @@ impl Supervisor {
         };
         live.send_replace(None);
         self.metrics.up.set(0);
-        self.health.clear(Condition::Blocked(self.role.name()));
+        self.health.clear(&Condition::Blocked(self.role.name()));
         match reason {
             Some(reason) => {
                 self.health.set(self.role.down(), &reason);
@@ -158,7 +158,7 @@ impl Supervisor {
                 }
                 Some(Event::ConnectionUnblocked) => {
                     info!(connection = self.role.name(), "unblocked by the broker");
-                    self.health.clear(blocked());
+                    self.health.clear(&blocked());
                 }
                 // Also sent for a channel's error, which its user deals with.
                 Some(Event::Error(error)) => said = Some(error.to_string()),

@@ -66,7 +66,8 @@ impl fmt::Display for Mismatch {
 /// Declares or checks all that the models need, on channels of its own: a refusal closes the channel it happens on.
 ///
 /// # Errors
-/// `BrokerError::Topology` if something exists with other arguments, or does not exist where it is only checked.
+/// `BrokerError::Topology` if something exists with other arguments, `BrokerError::Unusable` if it is only checked and does
+/// not exist, or may not be used: that may still come.
 pub async fn prepare(
     connection: &Connection,
     config: &TopologyConfig,

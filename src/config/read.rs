@@ -1,5 +1,6 @@
 //! Puts the layers on top of each other, reads key by key, and collects what is wrong instead of stopping at it.
 
+use ::config::builder::DefaultState;
 use std::collections::HashMap;
 
 use ::config::{Source, Value, ValueKind};
@@ -23,9 +24,10 @@ impl Reader {
     /// `ConfigError::Layers` if the library refuses a layer.
     pub fn new<const N: usize>(layers: [Layer; N]) -> Result<Self, ConfigError> {
         let faults = layers.iter().flat_map(|layer| layer.faults.clone()).collect();
-        let builder = layers
-            .into_iter()
-            .fold(::config::Config::builder(), |builder, layer| builder.add_source(layer));
+        let builder = layers.into_iter().fold(
+            ::config::Config::builder(),
+            ::config::ConfigBuilder::<DefaultState>::add_source,
+        );
         // Through `Source`, because that keeps each value's origin; deserialising does not.
         let sections = builder.build()?.collect()?;
         let value_of = |key: &Key| match &sections.get(key.section)?.kind {

@@ -248,7 +248,7 @@ mod tests {
     }
 
     /// One input and one output of `FP32 [batch,3]`, by a rule on all rows.
-    fn by_batch(rule: impl Fn(Vec<Vec<f32>>) -> Vec<Vec<f32>> + 'static) -> TestEngine {
+    fn by_batch(rule: impl Fn(Vec<Vec<f32>>) -> Vec<Vec<f32>> + Send + 'static) -> TestEngine {
         let io = |name| vec![spec(name, Datatype::Fp32, &["batch", "3"])];
         TestEngine::new(io("x"), io("y"), move |inputs| {
             let rows = rule(inputs[0].rows());

@@ -38,7 +38,7 @@ pub fn f32_bytes(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
     values.into_iter().flat_map(f32::to_le_bytes).collect()
 }
 
-type Rule = Box<dyn FnMut(&[Array]) -> Result<Vec<Array>, EngineError>>;
+type Rule = Box<dyn FnMut(&[Array]) -> Result<Vec<Array>, EngineError> + Send>;
 
 pub struct TestEngine {
     signature: Signature,
@@ -50,7 +50,7 @@ impl TestEngine {
     pub fn new(
         inputs: Vec<TensorSpec>,
         outputs: Vec<TensorSpec>,
-        rule: impl FnMut(&[Array]) -> Result<Vec<Array>, EngineError> + 'static,
+        rule: impl FnMut(&[Array]) -> Result<Vec<Array>, EngineError> + Send + 'static,
     ) -> Self {
         Self {
             signature: Signature { inputs, outputs },
@@ -60,7 +60,7 @@ impl TestEngine {
     }
 
     /// `x FP32 [batch,3]` to `y FP32 [batch,2]`, row by row.
-    pub fn by_row(rule: impl Fn(&[f32]) -> [f32; 2] + 'static) -> Self {
+    pub fn by_row(rule: impl Fn(&[f32]) -> [f32; 2] + Send + 'static) -> Self {
         let inputs = vec![spec("x", Datatype::Fp32, &["batch", "3"])];
         let outputs = vec![spec("y", Datatype::Fp32, &["batch", "2"])];
         Self::new(inputs, outputs, move |inputs| {

@@ -55,9 +55,9 @@ impl Health {
             .send_if_modified(|conditions| conditions.insert(condition, reason.to_owned()).as_deref() != Some(reason));
     }
 
-    pub fn clear(&self, condition: Condition) {
+    pub fn clear(&self, condition: &Condition) {
         self.conditions
-            .send_if_modified(|conditions| conditions.remove(&condition).is_some());
+            .send_if_modified(|conditions| conditions.remove(condition).is_some());
     }
 
     pub fn is_ready(&self) -> bool {
@@ -91,11 +91,11 @@ mod tests {
         health.set(Condition::Loading, "loading models");
         health.set(Condition::Blocked("publish"), "low on memory");
 
-        health.clear(Condition::Loading);
+        health.clear(&Condition::Loading);
 
         assert!(!health.is_ready());
         assert_eq!(health.report(), "blocked: low on memory\n");
-        health.clear(Condition::Blocked("publish"));
+        health.clear(&Condition::Blocked("publish"));
         assert!(health.is_ready());
     }
 }

@@ -7,6 +7,7 @@ use bytes::{Buf, Bytes};
 
 use super::error::{Index, Problem, WireError};
 use super::message::{Data, Entry, Message, Outgoing};
+use super::reply::ReplyOutput;
 use super::{Encoded, Encoding, JSON_BYTES_HEADER, json};
 
 pub(super) fn read_request(body: &Bytes, json_bytes: usize) -> Result<Message, WireError> {
@@ -58,7 +59,7 @@ pub(super) fn encode(message: &Outgoing<'_>) -> Encoded {
     let json_bytes = body.len();
     let tensors = message.tensors.map_or(&[][..], |(_, tensors)| tensors);
     let binary = || tensors.iter().filter(|tensor| tensor.binary);
-    body.reserve_exact(binary().map(|tensor| tensor.bytes()).sum());
+    body.reserve_exact(binary().map(ReplyOutput::bytes).sum());
     for part in binary().flat_map(|tensor| tensor.parts) {
         body.extend_from_slice(part);
     }

@@ -90,6 +90,10 @@ pub enum Reply {
 ///
 /// # Errors
 /// If the body is neither a result nor an error, or not what `encoding` says.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "a reply keeps slices of the body, and its caller has done with it"
+)]
 pub fn decode_reply(encoding: &Encoding, body: Bytes) -> Result<Reply, WireError> {
     let message = match *encoding {
         Encoding::MsgPack => msgpack::read_reply(&body)?,

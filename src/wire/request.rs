@@ -45,6 +45,10 @@ pub struct RequestInput {
 ///
 /// # Errors
 /// If the body is not what `encoding` says, breaks the protocol, or names an input twice.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "a request keeps slices of the body, and its caller has done with it"
+)]
 pub fn decode_request(encoding: &Encoding, body: Bytes) -> Result<Request, WireError> {
     let message = match *encoding {
         Encoding::MsgPack => msgpack::read_request(&body)?,

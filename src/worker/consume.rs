@@ -1,4 +1,4 @@
-//! Consuming: from a model's queue to [`Job`]s, and the only stage that watches the stop token.
+//! Consuming: from a model's queue to jobs, and the only stage that watches the stop token.
 //!
 //! One task a model. It opens a channel, consumes until the channel or the connection fails, and opens the next: each
 //! channel is a generation with receipts of its own.
@@ -90,7 +90,7 @@ impl Consume {
             });
             let reason = match opened {
                 Ok(generation) => {
-                    self.health.clear(condition.clone());
+                    self.health.clear(&condition);
                     info!(model.name = %self.model.name, "consuming");
                     let since = Instant::now();
                     let ended = self.serve(generation).await;
@@ -146,12 +146,17 @@ impl Consume {
             channel,
             mut consumer,
             receipts,
-            settling,
+            mut settling,
         } = generation;
         let mut cancelling = None;
         let ended = loop {
             let next = tokio::select! {
                 next = consumer.next() => next,
+                // Without it nothing would be acked, and the worker would sit on a full prefetch window.
+                settled = &mut settling => break Ended::Lost(match settled {
+                    Ok(Err(error)) => error.to_string(),
+                    Ok(Ok(())) | Err(_) => "the task that acks ended".to_owned(),
+                }),
                 () = self.stop.cancelled(), if cancelling.is_none() => {
                     let (channel, tag) = (channel.clone(), consumer.tag());
                     cancelling = Some(tokio::spawn(async move {

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use lapin::BasicProperties;
-use lapin::types::AMQPValue;
+use lapin::types::{AMQPValue, ShortString};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
@@ -191,7 +191,7 @@ fn admit<'a>(envelope: &mut Envelope, served: &'a Served, limits: &Limits) -> Re
         Some(value) => integer(value),
         None => None,
     };
-    let content_type = envelope.properties.content_type().as_ref().map(|kind| kind.as_str());
+    let content_type = envelope.properties.content_type().as_ref().map(ShortString::as_str);
     envelope.encoding = Encoding::of(content_type, json_bytes)?;
     if envelope.body.len() > limits.body_bytes_max {
         return Err(JobError::BodyTooLarge {

@@ -82,7 +82,15 @@ pub struct Inference {
 
 impl Inference {
     /// Runs batches until the batching stage is gone. Blocks the thread.
-    pub fn run(mut self) {
+    pub fn run(self) {
+        let fatal = self.fatal.clone();
+        // A thread that ended unseen would leave a worker that takes jobs and answers none.
+        if catch_unwind(AssertUnwindSafe(|| self.work())).is_err() {
+            fatal.raise(WorkerError::Panicked);
+        }
+    }
+
+    fn work(mut self) {
         loop {
             let (slot, batch) = oneshot::channel();
             if self.idle.blocking_send(EngineSlot(slot)).is_err() {
@@ -240,3 +248,6 @@ fn run_once(
     run.check(lane)?;
     Ok(run)
 }
+
+#[cfg(test)]
+mod tests;

@@ -177,7 +177,7 @@ fn published_unix_ms(envelope: &Envelope) -> Option<u64> {
 /// All properties are kept but three. `expiration`: a dead letter waits for somebody to look at it. `user_id`: the broker
 /// closes the channel of a publisher that is somebody else, so it moves to a header. `reply_to`, where it is the bare name
 /// of direct reply-to: the broker closes the channel of a publisher that does not consume replies. Of the headers those
-/// in [`LEFT_OUT`] are missing.
+/// in `LEFT_OUT` are missing.
 pub fn dead_letter(envelope: &Envelope, reason: &DeadReason, author: &Author) -> Message {
     let mut headers = kept_headers(&envelope.properties);
     let failed_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

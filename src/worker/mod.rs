@@ -102,12 +102,8 @@ impl Worker {
         let drain_timeout = self.config.worker.drain_timeout;
         let mut running = self.start()?;
         // Everything that is still to come has said so by now.
-        health.clear(Condition::Loading);
-        tokio::select! {
-            () = stop.cancelled() => {}
-            Some(error) = running.fatal.recv() => return Err(error),
-            Some(Err(_)) = running.stages.join_next() => return Err(WorkerError::Panicked),
-        }
+        health.clear(&Condition::Loading);
+        running.until(&stop).await?;
         let began = Instant::now();
         health.set(Condition::Draining, "draining");
         info!("draining");
@@ -172,6 +168,23 @@ impl Worker {
 }
 
 impl Running {
+    /// Returns when the worker is to stop.
+    ///
+    /// # Errors
+    /// It cannot go on. A stage that ends before it is told to counts as well: jobs would pile up where it was.
+    async fn until(&mut self, stop: &CancellationToken) -> Result<(), WorkerError> {
+        let stage = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            Some(error) = self.fatal.recv() => return Err(error),
+            stage = self.stages.join_next() => stage,
+        };
+        match stage {
+            Some(Ok(())) if stop.is_cancelled() => Ok(()),
+            Some(Ok(()) | Err(_)) | None => Err(self.fatal.try_recv().unwrap_or(WorkerError::Panicked)),
+        }
+    }
+
     /// Waits for the stages to run dry: each ends when the one before it has.
     async fn finish(&mut self) -> Result<(), WorkerError> {
         loop {
@@ -307,3 +320,53 @@ const NOT_YET: &str = "not consuming yet";
 const ANSWERS_QUEUED_MAX: usize = 8;
 /// The share of the drain timeout that is kept for closing the connections.
 const GOODBYE_MAX: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn running() -> (Running, Fatal) {
+        let (fatal, receiver) = mpsc::channel(1);
+        let running = Running {
+            stages: JoinSet::new(),
+            supervisors: JoinSet::new(),
+            closed: CancellationToken::new(),
+            fatal: receiver,
+        };
+        (running, Fatal(fatal))
+    }
+
+    #[tokio::test]
+    async fn a_stage_that_ends_before_it_is_told_to_ends_the_worker() {
+        let (mut running, _fatal) = running();
+        running.stages.spawn(std::future::pending());
+        running.stages.spawn(async {});
+
+        let ended = running.until(&CancellationToken::new()).await;
+
+        assert!(matches!(ended, Err(WorkerError::Panicked)));
+    }
+
+    #[tokio::test]
+    async fn the_first_fatal_error_is_the_one_that_counts() {
+        let (mut running, fatal) = running();
+        fatal.raise(WorkerError::Device("the first".to_owned()));
+        fatal.raise(WorkerError::Device("the second".to_owned()));
+        running.stages.spawn(async {});
+
+        let ended = running.until(&CancellationToken::new()).await;
+
+        assert!(matches!(ended, Err(WorkerError::Device(lost)) if lost == "the first"));
+    }
+
+    #[tokio::test]
+    async fn a_stage_that_ends_because_the_worker_stops_is_no_fault() {
+        let (mut running, _fatal) = running();
+        let stop = CancellationToken::new();
+        stop.cancel();
+        running.stages.spawn(async {});
+
+        assert!(running.until(&stop).await.is_ok());
+        assert!(running.finish().await.is_ok());
+    }
+}

@@ -213,12 +213,12 @@ fn value(allocator: &Allocator, element: TensorElementType, input: &Input<'_>) -
     }
     if bytes > 0 {
         let target: *mut u8 = tensor.data_ptr_mut().cast();
-        // SAFETY: the tensor was just allocated on the CPU with `room` bytes, nothing else refers to them, and
-        // `bytes == room` is the sum of what is copied.
         #[expect(
             unsafe_code,
             reason = "one copy for every element type; the crate's safe ways are typed"
         )]
+        // SAFETY: the tensor was just allocated on the CPU with `room` bytes, nothing else refers to them, and
+        // `bytes == room` is the sum of what is copied.
         let target = unsafe { std::slice::from_raw_parts_mut(target, room) };
         let mut rest = target;
         for part in &input.parts {

@@ -186,7 +186,12 @@ async fn a_worker_whose_connections_are_closed_by_an_operator_comes_back() {
     let worker = scene.worker("slow").start().await;
 
     broker.ctl(&["close_all_connections", "maintenance"]);
-    worker.unready_because("connect").await;
+    // It may be back before anybody could have seen it away, so what is waited for is its own word.
+    worker
+        .logged("the loss of the connections", |line| {
+            line.contains("lost the broker").then_some(())
+        })
+        .await;
     worker.ready_again().await;
     let mut producer = scene.producer().await;
     let reply = producer.call(numbered(&scene, 3)).await;

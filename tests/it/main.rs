@@ -4,11 +4,6 @@
 //! built and read by `support::body`, which shares nothing with the crate. Each test has a prefix of its own on one
 //! broker that this process starts; a test that harms its broker starts another.
 
-#![expect(
-    unreachable_pub,
-    reason = "what `support` offers is for the other modules of this binary"
-)]
-
 mod bodies;
 mod demo;
 mod faults;

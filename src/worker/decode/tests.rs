@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::super::testing::{Jobs, LIMITS, headers, text};
 use super::*;
 use crate::model::test_engine::spec;
@@ -136,4 +138,434 @@ fn only_a_redelivery_has_a_count_whatever_headers_the_sender_wrote() {
     assert_eq!(count(true, Some(3)), 3);
     assert_eq!(count(true, None), 1, "a classic queue tells no more");
     assert_eq!(count(true, Some(-3)), 1);
+}
+
+fn with_deadline(value: AMQPValue) -> Result<Option<Instant>, (Status, String)> {
+    decode_with(headers([("inferq-deadline", value)]), ONE_ROW).map(|job| job.envelope.deadline)
+}
+
+#[test]
+fn a_job_without_a_deadline_has_none() {
+    let job = decode_with(BasicProperties::default(), ONE_ROW).unwrap();
+
+    assert_eq!(job.envelope.deadline, None);
+    assert_eq!((job.id.as_deref(), job.rows), (Some("a"), 1));
+    assert_eq!(job.envelope.encoding, Encoding::Json);
+}
+
+#[test]
+fn a_deadline_ahead_is_kept_even_if_it_lies_past_the_end_of_the_clock() {
+    for ms in [ms_from_now(60_000), i64::MAX] {
+        let deadline = with_deadline(AMQPValue::LongLongInt(ms)).unwrap().unwrap();
+
+        assert!(deadline > Instant::now() + Duration::from_secs(30), "{ms}");
+    }
+}
+
+#[test]
+fn a_deadline_that_has_passed_is_answered_before_the_body_is_looked_at() {
+    let long_ago = [
+        AMQPValue::LongLongInt(ms_from_now(-2_000)),
+        AMQPValue::LongLongInt(0),
+        AMQPValue::LongUInt(1),
+        AMQPValue::LongInt(1),
+        AMQPValue::ShortInt(1),
+        AMQPValue::ShortUInt(1),
+        AMQPValue::ShortShortInt(1),
+        AMQPValue::ShortShortUInt(1),
+    ];
+    for value in long_ago {
+        let (status, error) = decode_with(headers([("inferq-deadline", value.clone())]), "no body")
+            .map(|job| job.rows)
+            .unwrap_err();
+
+        assert_eq!(status, Status::DeadlineExceeded, "{value:?}: {error}");
+    }
+}
+
+#[test]
+fn how_late_a_job_came_is_said_in_milliseconds() {
+    let (_, error) = with_deadline(AMQPValue::LongLongInt(ms_from_now(-2_000))).unwrap_err();
+
+    let late: u64 = error
+        .split_whitespace()
+        .find_map(|word| word.parse().ok())
+        .expect(&error);
+    assert!((2_000..60_000).contains(&late), "{error}");
+}
+
+#[test]
+fn a_deadline_of_another_type_is_refused_and_told_what_came() {
+    for (value, came) in [
+        (text("1700000000000"), "a string"),
+        (AMQPValue::Boolean(true), "a boolean"),
+        (AMQPValue::Double(1.5), "a number with a fraction"),
+        (AMQPValue::LongLongInt(-1), "a number below zero"),
+        (AMQPValue::FieldTable(Default::default()), "a table or an array"),
+        (AMQPValue::ByteArray(vec![1_u8].into()), "a byte array"),
+        (AMQPValue::Void, "nothing"),
+    ] {
+        let (status, error) = with_deadline(value).unwrap_err();
+
+        assert_eq!(status, Status::InvalidArgument);
+        assert_eq!(
+            error,
+            format!("header `inferq-deadline`: {came} came, allowed is a long, milliseconds since 1970-01-01 UTC")
+        );
+    }
+}
+
+#[test]
+fn a_version_is_found_by_a_string_and_by_any_integer() {
+    for value in [
+        text("1"),
+        AMQPValue::LongLongInt(1),
+        AMQPValue::LongInt(1),
+        AMQPValue::ShortShortUInt(1),
+    ] {
+        let job = decode_with(headers([("inferq-model-version", value)]), ONE_ROW).unwrap();
+
+        assert_eq!(job.envelope.version, "1");
+    }
+}
+
+#[test]
+fn a_version_that_is_not_served_is_answered_with_those_that_are() {
+    for (value, asked) in [
+        (text("2"), "2"),
+        (text("latest"), "latest"),
+        (text(""), ""),
+        (AMQPValue::LongLongInt(-1), "-1"),
+        (AMQPValue::LongLongInt(i64::MAX), "9223372036854775807"),
+    ] {
+        let (status, error) = decode_with(headers([("inferq-model-version", value)]), ONE_ROW)
+            .map(|job| job.rows)
+            .unwrap_err();
+
+        assert_eq!(status, Status::NotFound);
+        assert_eq!(
+            error,
+            format!("model `pair` has no version `{asked}` here; served are `1`")
+        );
+    }
+}
+
+#[test]
+fn a_version_of_another_type_is_refused() {
+    let (status, error) = decode_with(headers([("inferq-model-version", AMQPValue::Double(1.0))]), ONE_ROW)
+        .map(|job| job.rows)
+        .unwrap_err();
+
+    assert_eq!(status, Status::InvalidArgument);
+    assert_eq!(
+        error,
+        "header `inferq-model-version`: a number with a fraction came, allowed is a string or an integer"
+    );
+}
+
+#[test]
+fn a_content_type_that_is_missing_or_unknown_is_refused_and_answered_in_json() {
+    for content_type in [None, Some("text/csv")] {
+        let jobs = Jobs::new();
+        let (served, _lane) = jobs.served();
+        let properties = content_type.map_or_else(BasicProperties::default, |kind| {
+            BasicProperties::default().with_content_type(kind.into())
+        });
+
+        let answer = decode(jobs.delivery(properties, ONE_ROW.into()), &served, &LIMITS)
+            .map(|(job, _)| job.rows)
+            .unwrap_err();
+
+        assert_eq!(answer.envelope.encoding, Encoding::Json);
+        let Outcome::Failure(error) = answer.outcome else {
+            panic!("a result");
+        };
+        assert_eq!(error.status(), Status::InvalidArgument);
+        assert!(error.to_string().starts_with("content_type: "), "{error}");
+    }
+}
+
+#[test]
+fn the_length_of_a_binary_bodys_json_may_be_a_number_or_its_digits() {
+    let body = r#"{"inputs":[{"name":"x","datatype":"FP32","shape":[1,2],"parameters":{"binary_data_size":8}}]}"#;
+    let bytes = body.len();
+    let mut whole = body.as_bytes().to_vec();
+    whole.extend([0; 8]);
+    for (value, is_good) in [
+        (AMQPValue::LongLongInt(bytes as i64), true),
+        (AMQPValue::LongInt(bytes as i32), true),
+        (text(&bytes.to_string()), true),
+        (text("many"), false),
+        (AMQPValue::LongLongInt(-1), false),
+        (AMQPValue::Boolean(true), false),
+        (AMQPValue::LongLongInt(i64::MAX), false),
+    ] {
+        let jobs = Jobs::new();
+        let properties = headers([(JSON_BYTES_HEADER, value)]).with_content_type("application/octet-stream".into());
+
+        let decoded = run(&jobs, jobs.delivery(properties, whole.clone().into()));
+
+        assert_eq!(decoded.is_ok(), is_good, "{:?}", decoded.map(|job| job.rows));
+    }
+}
+
+#[test]
+fn a_body_over_the_limit_is_refused_with_both_sizes() {
+    let jobs = Jobs::new();
+    let body = " ".repeat(LIMITS.body_bytes_max + 1);
+
+    let error = refusal(&jobs, &body);
+
+    assert_eq!(
+        error,
+        "body: 65537 bytes came, at most 65536 are allowed (limits.body_bytes_max)"
+    );
+}
+
+#[test]
+fn a_job_that_came_back_as_often_as_it_may_is_given_up_whatever_it_holds() {
+    let count = |count| {
+        let jobs = Jobs::new();
+        let mut delivery = jobs.delivery(
+            json(headers([("x-delivery-count", AMQPValue::LongLongInt(count))])),
+            ONE_ROW.into(),
+        );
+        delivery.redelivered = true;
+        run(&jobs, delivery).map(|job| (job.envelope.redelivered, job.envelope.delivery_count))
+    };
+
+    assert_eq!(count(9), Ok((true, 9)));
+    let (status, error) = count(10).unwrap_err();
+    assert_eq!(status, Status::Internal);
+    assert_eq!(
+        error,
+        "the job was delivered 10 times without an answer; it is not tried again"
+    );
+}
+
+/// `x FP32 [batch,2]` and `n INT64 [batch]` to `y FP32 [batch,2]` and `label BYTES [batch]`.
+fn two_inputs() -> Jobs {
+    Jobs::of(Signature {
+        inputs: vec![
+            spec("x", Datatype::Fp32, &["batch", "2"]),
+            spec("n", Datatype::Int64, &["batch"]),
+        ],
+        outputs: vec![
+            spec("y", Datatype::Fp32, &["batch", "2"]),
+            spec("label", Datatype::Bytes, &["batch"]),
+        ],
+    })
+}
+
+const X: &str = r#"{"name":"x","shape":[1,2],"data":[1,2]}"#;
+const N: &str = r#"{"name":"n","shape":[1],"data":[7]}"#;
+
+fn inputs(inputs: &[&str]) -> String {
+    format!(r#"{{"inputs":[{}]}}"#, inputs.join(","))
+}
+
+fn decode_body(jobs: &Jobs, body: &str) -> Job {
+    let delivery = jobs.delivery(json(BasicProperties::default()), body.to_owned().into());
+    run(jobs, delivery).unwrap()
+}
+
+#[test]
+fn inputs_are_put_into_the_order_of_the_model() {
+    let job = decode_body(&two_inputs(), &inputs(&[N, X]));
+
+    let names: Vec<_> = job.inputs.iter().map(|input| input.name.as_str()).collect();
+    assert_eq!(names, ["x", "n"]);
+}
+
+#[test]
+fn a_single_input_needs_no_name_and_takes_the_models() {
+    let job = decode_body(&Jobs::new(), &inputs(&[r#"{"shape":[1,2],"data":[1,2]}"#]));
+
+    assert_eq!(job.inputs[0].name, "x");
+}
+
+#[test]
+fn inputs_that_are_not_the_models_are_refused_with_those_that_are() {
+    let z = r#"{"name":"z","shape":[1],"data":[7]}"#;
+    let unnamed = r#"{"shape":[1],"data":[7]}"#;
+    let takes = "model `pair` takes `x FP32 [batch,2]`, `n INT64 [batch]`";
+    for (sent, error) in [
+        (vec![], format!("inputs: 0 came, {takes}")),
+        (vec![X], format!("inputs: 1 came, {takes}")),
+        (vec![X, N, z], format!("inputs: 3 came, {takes}")),
+        (vec![X, z], format!("inputs[1]: there is no input `z`, {takes}")),
+        (vec![X, unnamed], format!("inputs[1]: a name is needed, since {takes}")),
+        (
+            vec![X, X],
+            "input `x`: two inputs have this name; a name is given once".to_owned(),
+        ),
+    ] {
+        assert_eq!(refusal(&two_inputs(), &inputs(&sent)), error);
+    }
+}
+
+#[test]
+fn a_shape_that_does_not_fit_is_refused_with_the_one_that_does() {
+    for (shape, data) in [
+        ("[2]", "[1,2]"),
+        ("[1,3]", "[1,2,3]"),
+        ("[1,2,1]", "[1,2]"),
+        ("[]", "[1]"),
+    ] {
+        let body = inputs(&[&format!(r#"{{"name":"x","shape":{shape},"data":{data}}}"#)]);
+
+        let error = refusal(&Jobs::new(), &body);
+
+        let came = shape.replace(',', ", ");
+        assert_eq!(
+            error,
+            format!("input `x`: shape {came} came, the model takes [batch,2]")
+        );
+    }
+}
+
+#[test]
+fn a_job_has_rows_and_the_same_of_every_input() {
+    let none = r#"{"name":"x","shape":[0,2],"data":[]}"#;
+    let three = r#"{"name":"n","shape":[3],"data":[7,8,9]}"#;
+
+    assert_eq!(
+        refusal(&Jobs::new(), &inputs(&[none])),
+        "input `x`: no rows came, at least one is needed"
+    );
+    assert_eq!(
+        refusal(&two_inputs(), &inputs(&[X, three])),
+        "input `n`: 3 rows came where input `x` has 1; all inputs of a job have the same rows"
+    );
+}
+
+#[test]
+fn a_model_that_is_not_batched_takes_its_inputs_as_they_are() {
+    let mut jobs = two_inputs();
+    jobs.lane_mut().batching = false;
+    let five = r#"{"name":"n","shape":[5],"data":[1,2,3,4,5]}"#;
+
+    assert_eq!(decode_body(&jobs, &inputs(&[X, five])).rows, 1);
+    let empty = r#"{"name":"x","shape":[0,2],"data":[]}"#;
+    assert_eq!(decode_body(&jobs, &inputs(&[empty, N])).rows, 1);
+}
+
+#[test]
+fn texts_that_the_runtime_cannot_take_are_refused() {
+    let jobs = Jobs::of(Signature {
+        inputs: vec![spec("text", Datatype::Bytes, &["batch"])],
+        outputs: vec![spec("y", Datatype::Fp32, &["batch"])],
+    });
+    let raw = |element: &[u8]| {
+        let mut body = br#"{"inputs":[{"datatype":"BYTES","shape":[1],"parameters":{"binary_data_size":"#.to_vec();
+        body.extend(format!("{}}}}}]}}", 4 + element.len()).bytes());
+        let json_bytes = AMQPValue::LongLongInt(body.len() as i64);
+        crate::wire::tensor::push_bytes_element(&mut body, element);
+        let properties =
+            headers([(JSON_BYTES_HEADER, json_bytes)]).with_content_type("application/octet-stream".into());
+        run(&jobs, jobs.delivery(properties, body.into())).map(|job| job.inputs[0].data.to_vec())
+    };
+
+    assert_eq!(raw("é".as_bytes()).unwrap(), b"\x02\0\0\0\xc3\xa9");
+    for (element, what) in [(&b"\xff\xfe"[..], "not UTF-8"), (b"a\0b", "holding a NUL")] {
+        let (status, error) = raw(element).unwrap_err();
+        assert_eq!(status, Status::InvalidArgument);
+        assert_eq!(
+            error,
+            format!("input `text`: an element that is {what} came; the model's strings are UTF-8 without NUL")
+        );
+    }
+}
+
+#[test]
+fn outputs_come_all_or_as_asked_for_in_the_order_asked() {
+    let asked = |outputs: &str| {
+        let body = format!(r#"{{"inputs":[{X},{N}]{outputs}}}"#);
+        let job = decode_body(&two_inputs(), &body);
+        job.outputs.iter().map(|output| output.index).collect::<Vec<_>>()
+    };
+
+    assert_eq!(asked(""), [0, 1]);
+    assert_eq!(asked(r#","outputs":[]"#), [0, 1]);
+    assert_eq!(asked(r#","outputs":[{"name":"label"}]"#), [1]);
+    assert_eq!(asked(r#","outputs":[{"name":"label"},{"name":"y"}]"#), [1, 0]);
+}
+
+#[test]
+fn an_output_that_the_model_does_not_give_is_refused_with_those_it_does() {
+    let body = format!(r#"{{"inputs":[{X},{N}],"outputs":[{{"name":"y"}},{{"name":"z"}}]}}"#);
+
+    let error = refusal(&two_inputs(), &body);
+
+    assert_eq!(
+        error,
+        "outputs[1]: there is no output `z`, model `pair` gives `y FP32 [batch,2]`, `label BYTES [batch]`"
+    );
+}
+
+#[test]
+fn names_are_cut_before_they_are_quoted() {
+    let long = "z".repeat(10_000);
+
+    let error = refusal(
+        &Jobs::new(),
+        &inputs(&[&format!(r#"{{"name":"{long}","shape":[1,2],"data":[1,2]}}"#)]),
+    );
+
+    assert!(error.len() < 300, "{} bytes", error.len());
+}
+
+#[test]
+fn no_text_of_a_refusal_holds_a_value_of_the_payload() {
+    for data in [
+        "[31337,\"31337\"]",
+        "[31337]",
+        "\"31337\"",
+        "[[31337,31337,31337]]",
+        "[31337,1e999]",
+    ] {
+        let error = refusal(&Jobs::new(), &inputs(&[&format!(r#"{{"shape":[1,2],"data":{data}}}"#)]));
+
+        assert!(!error.contains("31337"), "{error}");
+    }
+}
+
+fn any_value() -> impl Strategy<Value = AMQPValue> {
+    let leaf = prop_oneof![
+        any::<bool>().prop_map(AMQPValue::Boolean),
+        any::<i64>().prop_map(AMQPValue::LongLongInt),
+        any::<u32>().prop_map(AMQPValue::LongUInt),
+        any::<u64>().prop_map(AMQPValue::Timestamp),
+        any::<f64>().prop_map(AMQPValue::Double),
+        proptest::collection::vec(any::<u8>(), 0..200).prop_map(|bytes| AMQPValue::LongString(bytes.into())),
+        proptest::collection::vec(any::<u8>(), 0..200).prop_map(|bytes| AMQPValue::ByteArray(bytes.into())),
+        Just(AMQPValue::Void),
+    ];
+    leaf.prop_recursive(3, 16, 4, |inner| {
+        proptest::collection::vec(inner, 0..4).prop_map(|values| AMQPValue::FieldArray(values.into()))
+    })
+}
+
+proptest! {
+    #[test]
+    fn whatever_the_headers_are_a_job_is_decoded_or_refused(
+        deadline in any_value(), version in any_value(), timing in any_value(), count in any_value(), bytes in any_value(),
+        redelivered in any::<bool>(), binary in any::<bool>(),
+    ) {
+        let jobs = Jobs::new();
+        let properties = headers([
+            ("inferq-deadline", deadline),
+            ("inferq-model-version", version),
+            ("inferq-timing", timing),
+            ("x-delivery-count", count),
+            (JSON_BYTES_HEADER, bytes),
+        ]);
+        let kind = if binary { "application/octet-stream" } else { "application/json" };
+        let mut delivery = jobs.delivery(properties.with_content_type(kind.into()), ONE_ROW.into());
+        delivery.redelivered = redelivered;
+
+        if let Err((_, error)) = run(&jobs, delivery) {
+            prop_assert!(error.len() < 500, "{}", error);
+        }
+    }
 }

@@ -135,3 +135,178 @@ fn once_the_jobs_channel_is_gone_nothing_more_is_published_for_it() {
         assert_eq!(desk.plan.metrics.stale.get(), 1);
     }
 }
+
+const REPLY: &str = "replies inferq.error";
+
+fn failures() -> [(Status, fn() -> JobError); 5] {
+    [
+        (Status::InvalidArgument, || JobError::NoRows { input: "x".to_owned() }),
+        (Status::NotFound, || JobError::Version {
+            model: "pair".to_owned(),
+            version: "9".to_owned(),
+            served: "`1`".to_owned(),
+        }),
+        (Status::DeadlineExceeded, || JobError::Deadline { late_ms: 5 }),
+        (Status::Internal, || JobError::Failed("it failed".to_owned())),
+        (Status::Unavailable, || JobError::Unavailable("no room".to_owned())),
+    ]
+}
+
+#[test]
+fn a_result_is_acked_once_its_reply_is_confirmed() {
+    let mut desk = Desk::new(Unroutable::DeadLetter);
+    let Next::Publish(parcel, reply) = desk.plan.start(desk.answer(Some("replies"), result())) else {
+        panic!("no reply");
+    };
+
+    let before = desk.jobs.verdicts();
+    let next = desk.plan.after(parcel, reply, Fate::Confirmed, 0.5);
+
+    assert_eq!(before, []);
+    assert!(matches!(next, Next::Settled));
+    assert_eq!(desk.jobs.verdicts(), [Verdict::Ack]);
+    assert_eq!(desk.plan.metrics.replied.get(), 1);
+}
+
+#[test]
+fn a_result_that_nobody_asked_for_is_acked_at_once() {
+    for reply_to in [None, Some("")] {
+        let mut desk = Desk::new(Unroutable::DeadLetter);
+
+        let answer = desk.answer(reply_to, result());
+
+        assert_eq!(desk.play(answer, &[]), (vec![], vec![Verdict::Ack]));
+    }
+}
+
+#[test]
+fn every_status_has_its_messages_and_its_verdict_where_the_sender_wants_a_reply() {
+    for (status, error) in failures() {
+        let mut desk = Desk::new(Unroutable::DeadLetter);
+        let answer = desk.answer(Some("replies"), failed(error()));
+
+        let (published, verdicts) = desk.play(answer, &[]);
+
+        let (messages, verdict): (&[&str], _) = match status {
+            Status::Internal => (&[REPLY, "dead INTERNAL"], Verdict::Ack),
+            Status::Unavailable => (&[], Verdict::Retry),
+            _ => (&[REPLY], Verdict::Ack),
+        };
+        assert_eq!((published, verdicts), (owned(messages), vec![verdict]), "{status}");
+    }
+}
+
+#[test]
+fn every_status_has_its_messages_and_its_verdict_where_nobody_waits_for_a_reply() {
+    for (status, error) in failures() {
+        let mut desk = Desk::new(Unroutable::DeadLetter);
+        let answer = desk.answer(None, failed(error()));
+
+        let (published, verdicts) = desk.play(answer, &[]);
+
+        let (messages, verdict): (&[&str], _) = match status {
+            Status::InvalidArgument => (&["dead INVALID_ARGUMENT"], Verdict::Ack),
+            Status::NotFound => (&["dead NOT_FOUND"], Verdict::Ack),
+            Status::Internal => (&["dead INTERNAL"], Verdict::Ack),
+            Status::Unavailable => (&[], Verdict::Retry),
+            _ => (&[], Verdict::Ack),
+        };
+        assert_eq!((published, verdicts), (owned(messages), vec![verdict]), "{status}");
+    }
+}
+
+#[test]
+fn an_unroutable_reply_is_kept_or_dropped_as_configured_but_never_hides_a_failure() {
+    for (policy, outcome, messages) in [
+        (
+            Unroutable::DeadLetter,
+            result(),
+            vec!["gone inferq.result", "dead UNROUTABLE_REPLY"],
+        ),
+        (Unroutable::Discard, result(), vec!["gone inferq.result"]),
+        (
+            Unroutable::DeadLetter,
+            failed(JobError::Failed("it failed".to_owned())),
+            vec!["gone inferq.error", "dead INTERNAL"],
+        ),
+        (
+            Unroutable::Discard,
+            failed(JobError::Failed("it failed".to_owned())),
+            vec!["gone inferq.error", "dead INTERNAL"],
+        ),
+    ] {
+        let mut desk = Desk::new(policy);
+        let answer = desk.answer(Some("gone"), outcome);
+
+        let played = desk.play(answer, &[Fate::Returned]);
+
+        assert_eq!(played, (owned(&messages), vec![Verdict::Ack]), "{policy}");
+        assert_eq!(desk.plan.metrics.unroutable.get(), 1);
+        assert_eq!(desk.plan.metrics.replied.get(), 0);
+    }
+}
+
+#[test]
+fn a_refused_reply_is_tried_again_after_growing_waits_and_then_dead_lettered() {
+    let mut desk = Desk::new(Unroutable::DeadLetter);
+    let mut waits = Vec::new();
+    let mut next = desk.plan.start(desk.answer(Some("replies"), result()));
+
+    let dead = loop {
+        next = match next {
+            Next::Publish(_, message) if shown(&message).starts_with("dead") => break message,
+            Next::Publish(parcel, message) => desk.plan.after(parcel, message, Fate::Refused, 1.0),
+            Next::PublishAfter(wait, parcel, message) => {
+                waits.push(wait.as_millis());
+                desk.plan.after(parcel, message, Fate::Refused, 1.0)
+            }
+            Next::Settled => panic!("settled while refused"),
+        };
+    };
+
+    assert_eq!(waits, [100, 200, 400, 800, 1600]);
+    assert_eq!(shown(&dead), "dead UNROUTABLE_REPLY");
+    assert_eq!(desk.jobs.verdicts(), []);
+}
+
+#[test]
+fn a_reply_that_is_taken_at_the_second_try_is_as_good_as_any() {
+    let mut desk = Desk::new(Unroutable::DeadLetter);
+    let answer = desk.answer(Some("replies"), result());
+
+    let (published, verdicts) = desk.play(answer, &[Fate::Refused, Fate::Confirmed]);
+
+    assert_eq!(published, ["replies inferq.result", "replies inferq.result"]);
+    assert_eq!(verdicts, [Verdict::Ack]);
+}
+
+#[test]
+fn a_dead_letter_that_nobody_takes_leaves_the_job_in_its_queue() {
+    for fate in [Fate::Refused, Fate::Returned] {
+        let mut desk = Desk::new(Unroutable::DeadLetter);
+        let answer = desk.answer(None, failed(JobError::Failed("it failed".to_owned())));
+
+        let (published, verdicts) = desk.play(answer, &[fate; 10]);
+
+        assert_eq!(published, ["dead INTERNAL"; ATTEMPTS_MAX as usize]);
+        assert_eq!(verdicts, [Verdict::Retry]);
+        assert_eq!(desk.plan.metrics.dead_lettered.get(), 0);
+    }
+}
+
+#[test]
+fn nothing_is_published_for_a_job_whose_channel_is_gone() {
+    for outcome in [result(), failed(JobError::Failed("it failed".to_owned()))] {
+        let mut desk = Desk::new(Unroutable::DeadLetter);
+        let answer = desk.answer(Some("replies"), outcome);
+
+        desk.jobs.lose_channel();
+
+        assert!(matches!(desk.plan.start(answer), Next::Settled));
+        assert_eq!(desk.plan.metrics.stale.get(), 1);
+    }
+}
+
+fn owned(messages: &[&str]) -> Vec<String> {
+    messages.iter().map(|message| (*message).to_owned()).collect()
+}

@@ -1,0 +1,448 @@
+use std::sync::{Arc, Mutex};
+
+use proptest::prelude::*;
+use tokio::sync::mpsc::{self, Receiver};
+
+use super::super::batch::Batcher;
+use super::super::testing::Jobs;
+use super::*;
+use crate::model::signature::Signature;
+use crate::model::test_engine::{Array, TestEngine, spec};
+use crate::wire::status::Status;
+use crate::wire::tensor::{Datatype, Tensor, push_bytes_element};
+
+/// An engine on its thread's place, with the other ends of its channels.
+struct Rig {
+    inference: Inference,
+    idle: Receiver<EngineSlot>,
+    answers: Receiver<Vec<Answer>>,
+    fatal: Receiver<WorkerError>,
+    /// Rows of every run, in order.
+    runs: Arc<Mutex<Vec<usize>>>,
+}
+
+type Given = Result<Vec<Array>, EngineError>;
+
+fn rig(jobs: &Jobs, mut rule: impl FnMut(&[Array]) -> Given + Send + 'static) -> Rig {
+    let runs = Arc::new(Mutex::new(Vec::new()));
+    let seen = runs.clone();
+    let signature = jobs.lane.signature.clone();
+    let engine = TestEngine::new(signature.inputs, signature.outputs, move |inputs| {
+        seen.lock().unwrap().push(inputs[0].shape[0]);
+        rule(inputs)
+    });
+    rig_of(jobs, Box::new(engine), runs)
+}
+
+fn rig_of(jobs: &Jobs, engine: Box<dyn Engine + Send>, runs: Arc<Mutex<Vec<usize>>>) -> Rig {
+    let (idle, idle_receiver) = mpsc::channel(1);
+    let (answers, answers_receiver) = mpsc::channel(16);
+    let (fatal, fatal_receiver) = mpsc::channel(1);
+    Rig {
+        inference: Inference {
+            engine,
+            lane: jobs.lane.clone(),
+            reply_bytes_max: 64 * 1024,
+            idle,
+            answers,
+            fatal: Fatal(fatal),
+        },
+        idle: idle_receiver,
+        answers: answers_receiver,
+        fatal: fatal_receiver,
+        runs,
+    }
+}
+
+impl Rig {
+    fn run(&mut self, jobs: Vec<Job>) -> Vec<(u64, Reply)> {
+        let mut answers = Vec::new();
+        self.inference.execute(batch(jobs), &mut answers).unwrap();
+        answers.into_iter().map(shown).collect()
+    }
+
+    fn runs(&self) -> Vec<usize> {
+        self.runs.lock().unwrap().clone()
+    }
+}
+
+fn batch(jobs: Vec<Job>) -> Batch {
+    let rows = jobs.iter().map(|job| job.rows).sum();
+    Batch { jobs, rows }
+}
+
+/// The outputs' data, or what was wrong.
+type Reply = Result<serde_json::Value, (Status, String)>;
+
+/// An answer with the number of the delivery it is for; jobs of these tests have the same number as id.
+fn shown(answer: Answer) -> (u64, Reply) {
+    let id: u64 = answer
+        .envelope
+        .properties
+        .message_id()
+        .as_ref()
+        .map_or(0, |id| id.as_str().parse().unwrap());
+    let reply = match answer.outcome {
+        Outcome::Result { body, .. } => {
+            let reply: serde_json::Value = serde_json::from_slice(&body.body).unwrap();
+            assert_eq!(reply["id"], id.to_string(), "the body of another job");
+            let outputs = reply["outputs"].as_array().unwrap().iter();
+            Ok(outputs.map(|output| output["data"].clone()).collect())
+        }
+        Outcome::Failure(error) => Err((error.status(), error.to_string())),
+    };
+    (id, reply)
+}
+
+/// A job that carries its id in every row and in its properties.
+fn job(jobs: &Jobs, id: u64, rows: usize) -> Job {
+    marked(jobs.job(id, rows))
+}
+
+fn marked(mut job: Job) -> Job {
+    let id = job.id.clone().unwrap();
+    job.envelope.properties = job.envelope.properties.clone().with_message_id(id.into());
+    job
+}
+
+/// What a job of [`job`] gets from an engine that gives back what it takes.
+fn own_rows(id: u64, rows: usize) -> Reply {
+    let values = (0..rows).flat_map(|row| [id as f64, row as f64]);
+    Ok(serde_json::json!([values.collect::<Vec<_>>()]))
+}
+
+fn echo(inputs: &[Array]) -> Given {
+    Ok(inputs.to_vec())
+}
+
+fn fail_on(culprits: Vec<u64>) -> impl FnMut(&[Array]) -> Given + Send + 'static {
+    move |inputs| {
+        let hit = inputs[0].rows().iter().any(|row| culprits.contains(&(row[0] as u64)));
+        if hit {
+            Err(EngineError::Run("a bad row".to_owned()))
+        } else {
+            echo(inputs)
+        }
+    }
+}
+
+fn with_rows_max(rows_max: usize) -> Jobs {
+    let mut jobs = Jobs::new();
+    jobs.lane_mut().rows_max = rows_max;
+    jobs
+}
+
+fn internal(error: &str) -> Reply {
+    Err((Status::Internal, format!("the model failed on this input: {error}")))
+}
+
+#[test]
+fn a_culprit_at_any_place_of_a_batch_is_the_only_one_hurt() {
+    for (count, culprit) in (1..=5).flat_map(|count| (0..count).map(move |culprit| (count, culprit))) {
+        let jobs = with_rows_max(64);
+        let mut rig = rig(&jobs, fail_on(vec![culprit]));
+
+        let answers = rig.run((0..count).map(|id| job(&jobs, id, 2)).collect());
+
+        for (place, (id, reply)) in answers.into_iter().enumerate() {
+            assert_eq!(id, place as u64);
+            let expected = if id == culprit {
+                internal("a bad row")
+            } else {
+                own_rows(id, 2)
+            };
+            assert_eq!(reply, expected, "{culprit} of {count}");
+        }
+    }
+}
+
+#[test]
+fn a_job_bigger_than_a_batch_runs_in_slices_and_comes_back_joined_in_order() {
+    let jobs = with_rows_max(4);
+    let mut rig = rig(&jobs, echo);
+
+    let answers = rig.run(vec![job(&jobs, 7, 9)]);
+
+    assert_eq!(answers, [(7, own_rows(7, 9))]);
+    assert_eq!(rig.runs(), [4, 4, 1]);
+}
+
+#[test]
+fn a_job_that_is_too_big_for_the_memory_is_run_in_smaller_slices() {
+    let jobs = with_rows_max(4);
+    let mut rig = rig(&jobs, |inputs| match inputs[0].shape[0] {
+        1 => echo(inputs),
+        _ => Err(EngineError::Memory("no room".to_owned())),
+    });
+
+    let answers = rig.run(vec![job(&jobs, 7, 6)]);
+
+    assert_eq!(answers, [(7, own_rows(7, 6))]);
+    assert_eq!(rig.runs(), [4, 2, 1, 1, 1, 1, 1, 1]);
+}
+
+#[test]
+fn jobs_that_are_too_many_for_the_memory_are_run_apart_before_any_is_sliced() {
+    let jobs = with_rows_max(64);
+    let mut rig = rig(&jobs, |inputs| match inputs[0].shape[0] {
+        1 | 2 => echo(inputs),
+        _ => Err(EngineError::Memory("no room".to_owned())),
+    });
+
+    let answers = rig.run(vec![job(&jobs, 1, 2), job(&jobs, 2, 2)]);
+
+    assert_eq!(answers, [(1, own_rows(1, 2)), (2, own_rows(2, 2))]);
+    assert_eq!(rig.runs(), [4, 2, 2]);
+}
+
+#[test]
+fn a_single_row_that_finds_no_memory_is_left_to_another_worker() {
+    for batching in [true, false] {
+        let mut jobs = Jobs::new();
+        jobs.lane_mut().batching = batching;
+        let mut rig = rig(&jobs, |_| Err(EngineError::Memory("no room".to_owned())));
+
+        let answers = rig.run(vec![job(&jobs, 7, 1)]);
+
+        let error = "the runtime could not allocate memory for this run: no room".to_owned();
+        assert_eq!(answers, [(7, Err((Status::Unavailable, error)))]);
+        assert_eq!(rig.runs(), [1]);
+    }
+}
+
+#[test]
+fn a_panic_of_the_engine_costs_one_job_its_answer() {
+    let jobs = with_rows_max(64);
+    let mut rig = rig(&jobs, |inputs| {
+        assert!(
+            inputs[0].rows().iter().all(|row| row[0] != 2.0),
+            "on purpose, for the test"
+        );
+        echo(inputs)
+    });
+
+    let answers = rig.run((1..=3).map(|id| job(&jobs, id, 1)).collect());
+
+    assert_eq!(
+        answers,
+        [
+            (1, own_rows(1, 1)),
+            (2, internal("the engine panicked")),
+            (3, own_rows(3, 1))
+        ]
+    );
+}
+
+#[test]
+fn an_output_without_a_row_for_each_input_row_is_an_error_and_no_panic() {
+    let jobs = with_rows_max(4);
+    let mut rig = rig(&jobs, |_| Ok(vec![Array::f32(&[1, 2], [0.0, 0.0])]));
+
+    let answers = rig.run(vec![job(&jobs, 1, 2), job(&jobs, 2, 1)]);
+
+    assert_eq!(answers[0], (1, internal("output `y` has shape [1, 2] for 2 rows")));
+    assert!(answers[1].1.is_ok());
+}
+
+#[test]
+fn slices_that_give_outputs_of_other_widths_are_an_error() {
+    let jobs = with_rows_max(2);
+    let mut rig = rig(&jobs, |inputs| {
+        let rows = inputs[0].shape[0];
+        Ok(vec![Array::f32(&[rows, rows], vec![0.0; rows * rows])])
+    });
+
+    let answers = rig.run(vec![job(&jobs, 1, 3)]);
+
+    let error = "output `y` came in other shapes from slice to slice".to_owned();
+    assert_eq!(answers, [(1, Err((Status::Internal, error)))]);
+}
+
+#[test]
+fn a_model_that_is_not_batched_takes_and_gives_what_it_likes() {
+    let mut jobs = Jobs::new();
+    jobs.lane_mut().batching = false;
+    let mut rig = rig(&jobs, |inputs| Ok(vec![Array::f32(&[], [inputs[0].shape[0] as f32])]));
+
+    let answers = rig.run(vec![job(&jobs, 1, 9)]);
+
+    assert_eq!(answers, [(1, Ok(serde_json::json!([[9.0]])))]);
+    assert_eq!(rig.runs(), [9]);
+}
+
+#[test]
+fn rows_of_every_output_return_to_their_jobs_though_texts_differ_in_length() {
+    let mut jobs = Jobs::of(Signature {
+        inputs: vec![
+            spec("x", Datatype::Fp32, &["batch", "1"]),
+            spec("n", Datatype::Fp32, &["batch"]),
+        ],
+        outputs: vec![
+            spec("y", Datatype::Fp32, &["batch"]),
+            spec("label", Datatype::Bytes, &["batch", "2"]),
+        ],
+    });
+    jobs.lane_mut().rows_max = 64;
+    let mut rig = rig(&jobs, |inputs| {
+        let (x, n) = (inputs[0].to_f32(), inputs[1].to_f32());
+        let mut texts = Vec::new();
+        for value in &x {
+            push_bytes_element(&mut texts, "x".repeat(*value as usize).as_bytes());
+            push_bytes_element(&mut texts, value.to_string().as_bytes());
+        }
+        let labels = Array {
+            shape: vec![x.len(), 2],
+            data: texts,
+        };
+        Ok(vec![Array::f32(&[n.len()], n), labels])
+    });
+    let two_inputs = |id: u64, values: &[f32]| {
+        let negative: Vec<f32> = values.iter().map(|value| -value).collect();
+        let x = Tensor::fp32("x", &[values.len(), 1], values);
+        marked(jobs.job_with(id, vec![x, Tensor::fp32("n", &[values.len()], &negative)]))
+    };
+    let mut labels_only = two_inputs(3, &[4.0]);
+    labels_only.outputs.remove(0);
+
+    let answers = rig.run(vec![two_inputs(1, &[0.0]), two_inputs(2, &[3.0, 1.0]), labels_only]);
+
+    assert_eq!(
+        answers,
+        [
+            (1, Ok(serde_json::json!([[-0.0], ["", "0"]]))),
+            (2, Ok(serde_json::json!([[-3.0, -1.0], ["xxx", "3", "x", "1"]]))),
+            (3, Ok(serde_json::json!([["xxxx", "4"]]))),
+        ]
+    );
+    assert_eq!(rig.runs(), [4]);
+}
+
+#[test]
+fn a_reply_that_is_too_large_is_refused_and_the_others_of_its_batch_are_not() {
+    let jobs = with_rows_max(64);
+    let mut rig = rig(&jobs, echo);
+    rig.inference.reply_bytes_max = 200;
+
+    let answers = rig.run(vec![job(&jobs, 1, 1), job(&jobs, 2, 30)]);
+
+    assert_eq!(answers[0], (1, own_rows(1, 1)));
+    let (status, error) = answers[1].1.clone().unwrap_err();
+    assert_eq!(status, Status::InvalidArgument);
+    assert!(
+        error.contains("at most 200 are allowed (limits.body_bytes_max)"),
+        "{error}"
+    );
+}
+
+#[test]
+fn timings_are_those_of_the_run_that_answered_the_job() {
+    let jobs = with_rows_max(64);
+    let mut rig = rig(&jobs, fail_on(vec![1]));
+    let mut answers = Vec::new();
+
+    let batched = (0..4).map(|id| job(&jobs, id, 3)).collect();
+    rig.inference.execute(batch(batched), &mut answers).unwrap();
+
+    let rows = answers.iter().map(|answer| match &answer.outcome {
+        Outcome::Result { timing, .. } => timing.batch_rows,
+        Outcome::Failure(_) => 0,
+    });
+    assert_eq!(rows.collect::<Vec<_>>(), [3, 0, 6, 6]);
+}
+
+/// Hands the jobs to the engine's thread and returns when it has ended.
+fn run_thread(rig: Rig, jobs: Vec<Job>) -> (Vec<Answer>, Option<WorkerError>) {
+    let (inference, mut idle, mut answers, mut fatal) = (rig.inference, rig.idle, rig.answers, rig.fatal);
+    let thread = std::thread::spawn(move || inference.run());
+    let slot = idle.blocking_recv().unwrap();
+    assert!(slot.0.send(batch(jobs)).is_ok());
+    let answered = answers.blocking_recv();
+    drop(idle);
+    thread.join().unwrap();
+    (answered.unwrap_or_default(), fatal.try_recv().ok())
+}
+
+#[test]
+fn an_engine_ends_when_nobody_has_batches_for_it_any_more() {
+    let jobs = Jobs::new();
+    let rig = rig(&jobs, echo);
+
+    let (answers, fatal) = run_thread(rig, vec![job(&jobs, 1, 1)]);
+
+    assert_eq!(answers.len(), 1);
+    assert!(fatal.is_none());
+}
+
+#[test]
+fn a_lost_device_ends_the_worker_and_leaves_its_jobs_to_others() {
+    let mut jobs = Jobs::new();
+    let rig = rig(&jobs, |_| Err(EngineError::Device("Xid 79".to_owned())));
+
+    let held = vec![job(&jobs, 1, 1), job(&jobs, 2, 1)];
+    let (answers, fatal) = run_thread(rig, held);
+
+    assert!(answers.is_empty());
+    assert!(matches!(fatal, Some(WorkerError::Device(lost)) if lost == "Xid 79"));
+    assert_eq!(jobs.verdicts(), []);
+}
+
+#[test]
+fn a_panic_outside_the_engine_ends_the_worker_instead_of_leaving_it_without_an_engine() {
+    struct Trap;
+    impl AsRef<[u8]> for Trap {
+        fn as_ref(&self) -> &[u8] {
+            &[0; 8]
+        }
+    }
+    impl Drop for Trap {
+        fn drop(&mut self) {
+            panic!("on purpose, for the test");
+        }
+    }
+    struct Trapped(Signature);
+    impl Engine for Trapped {
+        fn signature(&self) -> &Signature {
+            &self.0
+        }
+        fn run(&mut self, _: &[Input<'_>]) -> Result<Vec<Output>, EngineError> {
+            Ok(vec![Output::new(vec![1, 2], Trap)])
+        }
+    }
+    let jobs = Jobs::new();
+    let engine = Box::new(Trapped(jobs.lane.signature.clone()));
+    let rig = rig_of(&jobs, engine, Arc::default());
+
+    let (_, fatal) = run_thread(rig, vec![job(&jobs, 1, 1)]);
+
+    assert!(matches!(fatal, Some(WorkerError::Panicked)));
+}
+
+proptest! {
+    #[test]
+    fn in_any_batches_with_any_culprits_everybody_else_gets_their_own_rows(
+        sizes in proptest::collection::vec((1_usize..6, any::<bool>(), 0..4_u8), 1..16),
+        rows_max in 1_usize..10,
+    ) {
+        let jobs = with_rows_max(rows_max);
+        let culprit = |id: u64| sizes[id as usize].2 == 0;
+        let mut rig = rig(&jobs, fail_on((0..sizes.len() as u64).filter(|id| culprit(*id)).collect()));
+        let mut batcher = Batcher::new(rows_max, true);
+        for (id, (rows, redelivered, _)) in sizes.iter().enumerate() {
+            let mut job = job(&jobs, id as u64, *rows);
+            job.envelope.redelivered = *redelivered;
+            batcher.push(Some(job));
+        }
+
+        let mut answers = Vec::new();
+        while let (Some(batch), _) = batcher.take(Instant::now()) {
+            answers.extend(rig.run(batch.jobs));
+        }
+
+        prop_assert_eq!(answers.len(), sizes.len());
+        for (place, (id, reply)) in answers.into_iter().enumerate() {
+            prop_assert_eq!(id, place as u64);
+            let expected = if culprit(id) { internal("a bad row") } else { own_rows(id, sizes[place].0) };
+            prop_assert_eq!(reply, expected);
+        }
+    }
+}
