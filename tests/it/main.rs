@@ -12,6 +12,7 @@ mod isolation;
 mod models;
 mod predict;
 mod python;
+mod readme;
 mod startup;
 mod status;
 mod stop;
