@@ -47,7 +47,7 @@ choice! {
     TopologyMode {
         /// Declares them; those that exist must fit.
         Declare = "declare",
-        /// Compares and does not start if something is missing or differs.
+        /// Compares: ends if something differs, and waits, not ready, for what is missing.
         Check = "check",
         /// Takes them as they are.
         Off = "off",

@@ -222,6 +222,7 @@ impl Shared {
                     worker: self.config.worker.identity(),
                 },
                 unroutable: self.config.reply.unroutable,
+                uncounted: self.config.topology.queue_type == QueueType::Classic,
                 metrics: self.metrics.reply.clone(),
             },
             config: self.config.reply.clone(),

@@ -97,6 +97,13 @@ pub fn encode(job: &Job, runs: &[Run], rows: Range<usize>, bytes_max: usize) -> 
         shapes.push(shape);
         parts.push(pieces);
     }
+    let raw_bytes: usize = parts.iter().flatten().map(|part| part.len()).sum();
+    if raw_bytes > bytes_max {
+        return Err(JobError::ReplyTooLarge {
+            bytes: raw_bytes,
+            max: bytes_max,
+        });
+    }
     let outputs: Vec<_> = job
         .outputs
         .iter()

@@ -10,6 +10,7 @@ use super::reply::{Answer, Outcome};
 use super::settle::Verdict;
 use crate::broker::backoff::Backoff;
 use crate::config::Unroutable;
+use crate::error::JobError;
 use crate::telemetry::metrics::ReplyMetrics;
 use crate::wire::error::excerpt;
 use crate::wire::status::Status;
@@ -59,6 +60,8 @@ pub enum Next {
 pub struct Plan {
     pub author: Author,
     pub unroutable: Unroutable,
+    /// Whether the job queues count no deliveries.
+    pub uncounted: bool,
     pub metrics: ReplyMetrics,
 }
 
@@ -72,10 +75,12 @@ impl Plan {
         let (status, reply, dead) = match outcome {
             Outcome::Result { body, timing } => (Status::Ok, message::result(&envelope, body, &timing), None),
             Outcome::Failure(error) => {
+                let error = self.final_error(error, &envelope);
                 let status = error.status();
                 let reply = message::failure(&envelope, &error);
                 let error = error.to_string();
-                debug!(model.name = %envelope.model, code = status.name(), "job failed: {error}");
+                // Without the sentence: what the runtime says may quote values of the payload.
+                debug!(model.name = %envelope.model, code = status.name(), "job failed");
                 (status, reply, dead_reason(status, error))
             }
         };
@@ -102,6 +107,14 @@ impl Plan {
         match reply {
             Some(reply) => Next::Publish(parcel, reply),
             None => self.bury(parcel),
+        }
+    }
+
+    /// A classic queue counts no deliveries, so a second lack of memory there is the last.
+    fn final_error(&self, error: JobError, envelope: &Envelope) -> JobError {
+        match error {
+            JobError::Unavailable(why) if self.uncounted && envelope.redelivered => JobError::Failed(why),
+            error => error,
         }
     }
 

@@ -135,6 +135,7 @@ pub fn plan(jobs: &Jobs) -> Plan {
             names: Names::new("inferq"),
             worker: "worker-7".to_owned(),
         },
+        uncounted: false,
         unroutable: Unroutable::DeadLetter,
         metrics: jobs.metrics.reply.clone(),
     }

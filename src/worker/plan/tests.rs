@@ -310,3 +310,19 @@ fn nothing_is_published_for_a_job_whose_channel_is_gone() {
 fn owned(messages: &[&str]) -> Vec<String> {
     messages.iter().map(|message| (*message).to_owned()).collect()
 }
+
+#[test]
+fn a_second_lack_of_memory_is_the_last_where_the_queue_counts_no_deliveries() {
+    let mut desk = Desk::new(Unroutable::DeadLetter);
+    desk.plan.uncounted = true;
+    let lack = |redelivered| {
+        let mut answer = desk.answer(None, Outcome::Failure(JobError::Unavailable("no memory".to_owned())));
+        answer.envelope.redelivered = redelivered;
+        answer
+    };
+
+    let (first, second) = (desk.plan.start(lack(false)), desk.plan.start(lack(true)));
+
+    assert!(matches!(first, Next::Settled));
+    assert!(matches!(second, Next::Publish(_, letter) if letter.exchange.as_str().ends_with(".dead")));
+}
