@@ -32,10 +32,6 @@ impl Config {
     /// is one. `overrides` are keys such as `broker.uri` with the text that a flag gave.
     /// # Errors
     /// `ConfigError`, with every fault there is.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is the one place that reads the environment"
-    )]
     pub fn load(file: Option<&Path>, overrides: &[(&str, String)]) -> Result<Loaded, ConfigError> {
         #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
         let environment = std::env::vars_os();

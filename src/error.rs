@@ -128,9 +128,8 @@ mod tests {
         value.to_owned()
     }
 
-    /// One of each kind, in the order of the enum.
-    #[expect(clippy::too_many_lines, reason = "a table, with a line for each variant")]
-    fn every_error() -> Vec<(JobError, Status)> {
+    /// One of each kind that the sender must mend, in the order of the enum.
+    fn invalid_arguments() -> Vec<JobError> {
         let wire = decode_request(&Encoding::Json, "[".into()).unwrap_err();
         vec![
             JobError::Wire(wire),

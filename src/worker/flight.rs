@@ -95,7 +95,8 @@ impl Flight {
                 Some(publishing.map(move |confirm| confirm.map(|confirm| Confirm { number, confirm })))
             };
             let some = |numbers: &[Number]| join_all(numbers.iter().copied().filter_map(publish));
-            self.patiently(join_all(numbers.chunks(JOINED_AT_ONCE).map(some))).await?
+            self.patiently(join_all(numbers.chunks(JOINED_AT_ONCE).map(some)))
+                .await?
         };
         self.blocked = blocked.or(self.blocked);
         for confirm in sent.into_iter().flatten() {
