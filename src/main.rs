@@ -7,10 +7,6 @@ use inferq::cli::Cli;
 use inferq::config::ConfigError;
 use inferq::worker::onnx::TELEMETRY_OFF;
 
-/// A job is some dozens of small allocations that one thread makes and another frees, which glibc's allocator is slow at.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     rule_out_telemetry();
     match Cli::parse().run() {
