@@ -10,6 +10,7 @@ use tracing_subscriber::EnvFilter;
 use super::{Refusal, Rule, text_of};
 use crate::config::uri::{BrokerUri, UriError};
 use crate::config::values::{Choice, Device};
+use crate::model::repository::is_name;
 
 /// One of a few words.
 pub(in crate::config) struct OneOf<T: 'static>(pub &'static [T]);
@@ -128,11 +129,8 @@ impl Rule for ModelNames {
             .map(|entry| text_of(&entry.kind).map(str::to_owned))
             .collect::<Result<_, _>>()?;
         let mut seen = HashSet::new();
-        match names
-            .iter()
-            .find(|name| !is_model_name(name) || !seen.insert(name.as_str()))
-        {
-            Some(name) if is_model_name(name) => Err(Refusal::Because(format!("names {name:?} twice"))),
+        match names.iter().find(|name| !is_name(name) || !seen.insert(name.as_str())) {
+            Some(name) if is_name(name) => Err(Refusal::Because(format!("names {name:?} twice"))),
             Some(name) => Err(Refusal::Because(format!("holds {name:?}"))),
             None => Ok(names),
         }
@@ -212,13 +210,4 @@ impl Rule for LogFilter {
             Ok(_) | Err(_) => Err(Refusal::Value),
         }
     }
-}
-
-fn is_model_name(name: &str) -> bool {
-    let first = name.as_bytes().first();
-    name.len() <= 64
-        && first.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte))
 }
