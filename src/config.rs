@@ -519,7 +519,6 @@ mod tests {
         let environment = [
             ("PATH", "/bin"),
             ("INFERQ_TEST_RABBITMQ", "/opt/server"),
-            ("INFERQ_LOG", "debug"),
             ("INFERQ_SERVICE_HOST", "10.0.0.1"),
             ("INFERQ_SERVICE_PORT_METRICS", "9090"),
             ("INFERQ_PORT", "tcp://10.0.0.1:9090"),

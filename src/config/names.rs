@@ -9,14 +9,13 @@ use super::keys::keys;
 /// Names the configuration file.
 pub(super) const FILE_VARIABLE: &str = "INFERQ_CONFIG";
 
-/// Variables that are not settings, although they begin as settings do: for the tests, and for logging before the
-/// configuration is read.
-const RESERVED_PREFIXES: [&str; 2] = ["INFERQ_TEST_", "INFERQ_LOG"];
+/// Variables for the tests, which are no settings although they begin as settings do.
+const RESERVED_PREFIX: &str = "INFERQ_TEST_";
 
 /// Whether a variable that begins as ours do is none of the settings.
 pub(super) fn is_reserved(name: &str, value: &OsStr) -> bool {
     name == FILE_VARIABLE
-        || RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        || name.starts_with(RESERVED_PREFIX)
         || is_service_link(name, value)
 }
 
