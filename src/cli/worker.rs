@@ -1,6 +1,7 @@
 //! `inferq worker`: loads the models, serves its HTTP endpoints, and works until it is told to stop.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
@@ -12,6 +13,7 @@ use crate::model::repository;
 use crate::telemetry::health::{Condition, Health};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{log, server};
+use crate::worker::coalesce::Coalesce;
 use crate::worker::load::{self, LoadedModel};
 use crate::worker::onnx::Runtime;
 use crate::worker::{Worker, WorkerError};
@@ -22,17 +24,27 @@ use crate::worker::{Worker, WorkerError};
 /// Whatever keeps it from starting or going on, as one sentence.
 pub fn run(config: Config) -> anyhow::Result<()> {
     log::start(&config.telemetry)?;
+    let metrics = Arc::new(Metrics::new()?);
+    let coalesce = Coalesce {
+        pause: config.worker.coalesce,
+        in_hand: metrics.receipts.in_hand.clone(),
+    };
     // One thread is all that decoding, publishing and settling need; inference has threads of its own.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let ended = runtime.block_on(work(config));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .on_thread_park(move || match coalesce.pause() {
+            Duration::ZERO => {}
+            pause => std::thread::sleep(pause),
+        })
+        .build()?;
+    let ended = runtime.block_on(work(config, metrics));
     // A model that is still loading must not hold up the end.
     runtime.shutdown_background();
     ended
 }
 
-async fn work(config: Config) -> anyhow::Result<()> {
+async fn work(config: Config, metrics: Arc<Metrics>) -> anyhow::Result<()> {
     let health = Health::default();
-    let metrics = Arc::new(Metrics::new()?);
     let stop = stop_on_signals()?;
     let closed = CancellationToken::new();
     health.set(Condition::Loading, "loading models");

@@ -217,8 +217,11 @@ settings! {
         device: Device, "device" = "cpu", DeviceRule,
             "Every machine has one.";
         /// How long a stopping worker may take to finish the jobs in its hands; the rest goes back to the queue.
-        drain_timeout: Duration, "drain_timeout_ms" = 30_000, Milliseconds(0..=3_600_000),
-            "Long against any usual run; the grace period of Kubernetes (30 s unless set) must be longer than this.";
+        drain_timeout: Duration, "drain_timeout_ms" = 25_000, Milliseconds(0..=3_600_000),
+            "Long against any usual run, and below the grace period of Kubernetes, 30 s unless set.";
+        /// How long the worker lets deliveries, results and confirms gather while many jobs are in its hands; 0 turns it off.
+        coalesce: Duration, "coalesce_ms" = 2, Milliseconds(0..=20),
+            "Almost half of the CPU time a job is saved under load; with fewer than 16 jobs in hand nobody waits.";
         /// Name of this worker in logs, connections and dead letters; empty: host name and process id.
         name: Option<String>, "name" = "", WorkerName,
             "Host name and process id tell the workers of a fleet apart.";

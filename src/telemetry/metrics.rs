@@ -2,6 +2,7 @@
 //!
 //! Labels come from closed sets. Series exist at 0 from the start, so that a query never meets an empty vector.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::core::Collector;
@@ -37,7 +38,7 @@ pub struct Metrics {
 #[derive(Clone)]
 pub struct ModelMetrics {
     pub deliveries: IntCounter,
-    jobs: Vec<(Status, IntCounter)>,
+    jobs: Arc<[(Status, IntCounter)]>,
     job_seconds: Histogram,
 }
 
@@ -96,9 +97,10 @@ pub struct ReplyMetrics {
     pub confirm_seconds: Histogram,
 }
 
-/// Receipts that nobody used.
+/// The rights to settle.
 #[derive(Clone)]
 pub struct ReceiptMetrics {
+    pub in_hand: IntGauge,
     pub dropped: IntCounter,
 }
 
@@ -167,6 +169,7 @@ impl Metrics {
                 )?,
             },
             receipts: ReceiptMetrics {
+                in_hand: add.gauge("inferq_jobs_in_hand", "Deliveries taken and not yet settled")?,
                 dropped: add.counter(
                     "inferq_receipts_dropped_total",
                     "Deliveries neither settled nor lost with their channel; a mistake unless the worker is stopping",

@@ -5,6 +5,7 @@
 //! ```
 
 pub mod batch;
+pub mod coalesce;
 pub mod consume;
 pub mod decode;
 pub mod flight;

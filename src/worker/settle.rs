@@ -54,6 +54,7 @@ impl Receipt {
 
 impl Drop for Receipt {
     fn drop(&mut self) {
+        self.metrics.in_hand.dec();
         if self.is_current() {
             self.metrics.dropped.inc();
         }
@@ -68,6 +69,7 @@ pub struct Receipts {
 
 impl Receipts {
     pub fn receipt(&self, tag: DeliveryTag) -> Receipt {
+        self.metrics.in_hand.inc();
         Receipt {
             tag,
             settled: Some(self.settled.clone()),
