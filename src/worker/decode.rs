@@ -73,7 +73,8 @@ pub struct Envelope {
 
 /// A job that fits its model.
 pub struct Job {
-    pub envelope: Envelope,
+    /// In a box: half a kilobyte that every stage hands on.
+    pub envelope: Box<Envelope>,
     pub lane: Arc<Lane>,
     pub id: Option<String>,
     /// In the order of the signature.
@@ -106,12 +107,12 @@ pub type Decoded = Result<(Job, Sender<Job>), Box<Answer>>;
 
 /// Turns a delivery into a job for one of the model's lanes, or into the answer that says why not.
 pub fn decode(delivery: Delivery, served: &Served, limits: &Limits) -> Decoded {
-    let mut envelope = Envelope::new(
+    let mut envelope = Box::new(Envelope::new(
         delivery,
         served.name.clone(),
         served.default_version,
         served.metrics.clone(),
-    );
+    ));
     match admit(&mut envelope, served, limits) {
         Ok((lane, jobs, content)) => {
             let job = Job {

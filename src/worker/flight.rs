@@ -90,7 +90,7 @@ impl Flight {
                     message.routing_key.clone(),
                     options,
                     &message.body,
-                    message.properties.clone(),
+                    (*message.properties).clone(),
                 );
                 Some(publishing.map(move |confirm| confirm.map(|confirm| Confirm { number, confirm })))
             };

@@ -15,10 +15,12 @@ use crate::wire::status::Status;
 use crate::wire::{Encoded, Encoding, JSON_BYTES_HEADER};
 
 /// Something to publish.
+#[derive(Clone)]
 pub struct Message {
     pub exchange: ShortString,
     pub routing_key: ShortString,
-    pub properties: BasicProperties,
+    /// In a box, since a message is handed on half a dozen times.
+    pub properties: Box<BasicProperties>,
     /// Whether the broker returns it where no queue takes it.
     pub mandatory: bool,
     pub body: Bytes,
@@ -104,7 +106,7 @@ fn reply(
         // To a direct reply-to nothing is routed, so that RabbitMQ 3.10 returns what it delivers.
         mandatory: !is_direct(envelope),
         routing_key: reply_to(envelope)?.clone(),
-        properties,
+        properties: Box::new(properties),
         body: body.into(),
     })
 }
@@ -197,9 +199,11 @@ pub fn dead_letter(envelope: &Envelope, reason: &DeadReason, author: &Author) ->
     Message {
         exchange: author.names.dead_exchange(),
         routing_key: ShortString::try_new(&*envelope.model).unwrap_or_default(),
-        properties: kept_properties(&envelope.properties)
-            .with_headers(headers)
-            .with_delivery_mode(PERSISTENT),
+        properties: Box::new(
+            kept_properties(&envelope.properties)
+                .with_headers(headers)
+                .with_delivery_mode(PERSISTENT),
+        ),
         mandatory: true,
         body: envelope.body.clone(),
     }

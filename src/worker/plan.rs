@@ -17,7 +17,7 @@ use crate::wire::status::Status;
 
 /// A job on its last leg: what it still needs before it can be settled.
 pub struct Parcel {
-    pub envelope: Envelope,
+    pub envelope: Box<Envelope>,
     status: Status,
     /// Where the job goes when its reply is out, or could not be.
     dead: Option<DeadReason>,

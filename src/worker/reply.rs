@@ -24,7 +24,7 @@ use crate::wire::Encoded;
 
 /// What a job comes to, on its way to the sender.
 pub struct Answer {
-    pub envelope: Envelope,
+    pub envelope: Box<Envelope>,
     pub outcome: Outcome,
 }
 
@@ -127,7 +127,9 @@ impl Reply {
                 }
                 answers = next(early, &mut self.answers), if more && room => {
                     more = answers.is_some();
-                    for answer in answers.into_iter().flatten() {
+                    let answers = answers.unwrap_or_default();
+                    due.reserve(answers.len());
+                    for answer in answers {
                         self.follow(self.plan.start(answer), &mut due, &mut refused);
                     }
                     None

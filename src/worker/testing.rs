@@ -84,13 +84,13 @@ impl Jobs {
         }
     }
 
-    pub fn envelope(&self, properties: BasicProperties, body: Bytes) -> Envelope {
-        Envelope::new(
+    pub fn envelope(&self, properties: BasicProperties, body: Bytes) -> Box<Envelope> {
+        Box::new(Envelope::new(
             self.delivery(properties, body),
             "pair".into(),
             1,
             self.metrics.model("pair"),
-        )
+        ))
     }
 
     pub fn delivery(&self, properties: BasicProperties, body: Bytes) -> Delivery {

@@ -114,7 +114,7 @@ fn full_job() -> BasicProperties {
     .with_cluster_id("cluster".into())
 }
 
-fn envelope(properties: BasicProperties) -> Envelope {
+fn envelope(properties: BasicProperties) -> Box<Envelope> {
     let mut envelope = Jobs::new().envelope(properties, Bytes::from_static(b"body"));
     envelope.encoding = Encoding::MsgPack;
     envelope
@@ -158,7 +158,7 @@ fn a_result_says_what_the_contract_lists_and_no_more() {
         .with_type("inferq.result".into())
         .with_app_id(APP_ID.into())
         .with_delivery_mode(PERSISTENT);
-    assert_eq!(message.properties, expected);
+    assert_eq!(*message.properties, expected);
     assert_eq!(string(&message, "inferq-status").as_deref(), Some("OK"));
     assert_eq!(string(&message, "inferq-model-version").as_deref(), Some("1"));
     assert_eq!(string(&message, "traceparent").as_deref(), Some("00-1-2-01"));
@@ -349,7 +349,7 @@ fn a_dead_letter_is_the_job_as_it_came_with_the_reason() {
         .with_type("theirs".into())
         .with_app_id("their-app".into())
         .with_cluster_id("cluster".into());
-    assert_eq!(message.properties, expected, "neither expiration nor user_id");
+    assert_eq!(*message.properties, expected, "neither expiration nor user_id");
     for (name, value) in [
         ("mine", "kept"),
         ("traceparent", "00-1-2-01"),
@@ -375,7 +375,7 @@ fn a_dead_letter_is_the_job_as_it_came_with_the_reason() {
 #[test]
 fn a_second_dead_letter_of_a_job_gives_the_second_reason() {
     let first = dead(BasicProperties::default());
-    let again = envelope(first.properties);
+    let again = envelope(*first.properties);
     let why = DeadReason {
         code: "NOT_FOUND",
         error: "no such version".to_owned(),
