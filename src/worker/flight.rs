@@ -2,6 +2,7 @@
 //! it is.
 
 use std::future::Future;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -79,24 +80,13 @@ impl Flight {
         }
         let numbers = self.hold(due);
         let (sent, blocked) = {
-            let publish = |number: Number| {
-                let message = self.unconfirmed.message(number)?;
-                let options = BasicPublishOptions {
-                    mandatory: message.mandatory,
-                    ..BasicPublishOptions::default()
-                };
-                let publishing = self.channel.basic_publish(
-                    message.exchange.clone(),
-                    message.routing_key.clone(),
-                    options,
-                    &message.body,
-                    (*message.properties).clone(),
-                );
-                Some(publishing.map(move |confirm| confirm.map(|confirm| Confirm { number, confirm })))
-            };
-            let some = |numbers: &[Number]| join_all(numbers.iter().copied().filter_map(publish));
-            self.patiently(join_all(numbers.chunks(JOINED_AT_ONCE).map(some)))
-                .await?
+            let messages: Vec<_> = self.unconfirmed.messages(numbers).collect();
+            // Of iterators that know their length: a piece that grew would move its futures, a kilobyte each.
+            let pieces = messages.chunks(JOINED_AT_ONCE).map(|piece| {
+                let piece = piece.iter();
+                join_all(piece.map(|(number, message)| publish(&self.channel, *number, message)))
+            });
+            self.patiently(join_all(pieces)).await?
         };
         self.blocked = blocked.or(self.blocked);
         for confirm in sent.into_iter().flatten() {
@@ -106,12 +96,14 @@ impl Flight {
         Ok(())
     }
 
-    /// Counts messages as under way without publishing them.
-    pub fn hold(&mut self, due: Vec<Due>) -> Vec<Number> {
+    /// Counts messages as under way without publishing them, and gives their numbers.
+    pub fn hold(&mut self, due: Vec<Due>) -> Range<Number> {
         let now = Instant::now();
-        due.into_iter()
-            .map(|(parcel, message)| self.unconfirmed.hold(parcel, message, now))
-            .collect()
+        let first = self.unconfirmed.next();
+        for (parcel, message) in due {
+            self.unconfirmed.hold(parcel, message, now);
+        }
+        first..self.unconfirmed.next()
     }
 
     /// Waits for as long as the broker blocks the connection, and no longer than the confirm timeout else. The second part
@@ -137,7 +129,8 @@ impl Flight {
             };
         };
         // All that are finished, since the return of one may be carried by another.
-        let mut finished = vec![first];
+        let mut finished = Vec::with_capacity(self.confirms.len() + 1);
+        finished.push(first);
         while let Some(Some(next)) = self.confirms.next().now_or_never() {
             finished.push(next);
         }
@@ -187,6 +180,20 @@ impl Flight {
         }
         self.metrics.unconfirmed.set(0);
     }
+}
+
+async fn publish(channel: &Channel, number: Number, message: &Message) -> Result<Confirm, lapin::Error> {
+    let options = BasicPublishOptions {
+        mandatory: message.mandatory,
+        ..BasicPublishOptions::default()
+    };
+    let (exchange, routing_key) = (message.exchange.clone(), message.routing_key.clone());
+    let properties = (*message.properties).clone();
+    let publishing = channel.basic_publish(exchange, routing_key, options, &message.body, properties);
+    Ok(Confirm {
+        number,
+        confirm: publishing.await?,
+    })
 }
 
 /// `join_all` keeps up to this many futures in one piece of memory; of more it allocates and wakes each by itself, which

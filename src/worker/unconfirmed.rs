@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::ops::Range;
 
 use lapin::types::ShortString;
 use tokio::time::Instant;
@@ -95,8 +96,15 @@ impl Unconfirmed {
         number
     }
 
-    pub fn message(&self, number: Number) -> Option<&Message> {
-        self.waiting.get(&number).map(|waiting| &waiting.message)
+    /// The number that the next message gets.
+    pub fn next(&self) -> Number {
+        self.next
+    }
+
+    /// Those of the messages that are under way, in order.
+    pub fn messages(&self, numbers: Range<Number>) -> impl Iterator<Item = (Number, &Message)> {
+        let waiting = self.waiting.range(numbers);
+        waiting.map(|(number, waiting)| (*number, &waiting.message))
     }
 
     /// When the message was published that has waited longest.
