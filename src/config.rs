@@ -307,6 +307,7 @@ mod tests {
             ("models.load", "seed, other"),
             ("worker.instances", "7"),
             ("worker.device", "cpu"),
+            ("worker.coalesce_ms", "3"),
             ("worker.drain_timeout_ms", "7"),
             ("worker.name", "seven"),
             ("batch.rows_max", "7"),

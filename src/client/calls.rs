@@ -24,7 +24,7 @@ use crate::wire::reply::{Reply, decode_reply};
 /// A job on its way to the task, its body encoded.
 pub(super) struct Call {
     pub properties: BasicProperties,
-    pub body: Vec<u8>,
+    pub body: Bytes,
     pub model: String,
     pub answered: oneshot::Sender<Result<Answer, CallError>>,
 }

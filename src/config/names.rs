@@ -14,9 +14,7 @@ const RESERVED_PREFIX: &str = "INFERQ_TEST_";
 
 /// Whether a variable that begins as ours do is none of the settings.
 pub(super) fn is_reserved(name: &str, value: &OsStr) -> bool {
-    name == FILE_VARIABLE
-        || name.starts_with(RESERVED_PREFIX)
-        || is_service_link(name, value)
+    name == FILE_VARIABLE || name.starts_with(RESERVED_PREFIX) || is_service_link(name, value)
 }
 
 /// Kubernetes describes every service of the namespace to every container: with a service named `inferq` or `inferq-…`

@@ -64,7 +64,7 @@ pub(super) fn encode(message: &Outgoing<'_>) -> Encoded {
         body.extend_from_slice(part);
     }
     Encoded {
-        body,
+        body: body.into(),
         json_bytes: Some(json_bytes),
         content_type: Encoding::Binary { json_bytes }.content_type(),
     }

@@ -26,6 +26,7 @@ mod roundtrip;
 pub mod status;
 pub mod tensor;
 
+use bytes::Bytes;
 use error::{Problem, WireError, excerpt};
 
 pub use message::TENSORS_MAX;
@@ -81,7 +82,7 @@ impl Encoding {
 /// An encoded body, with what the properties of its message have to say about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoded {
-    pub body: Vec<u8>,
+    pub body: Bytes,
     /// Value of the header [`JSON_BYTES_HEADER`]; `Some` exactly for the binary tensor extension.
     pub json_bytes: Option<usize>,
     /// What the body really is: the error reply to a job of the binary extension is plain JSON.

@@ -172,7 +172,7 @@ mod tests {
         let encoded = encode_reply(&Encoding::Json, &META, &outputs(true));
 
         let expected = r#"{"model_name":"seed","model_version":"3","outputs":[{"name":"y","datatype":"FP32","shape":[2,1],"data":[1.0,0.1]}]}"#;
-        assert_eq!(String::from_utf8(encoded.body).unwrap(), expected);
+        assert_eq!(std::str::from_utf8(&encoded.body).unwrap(), expected);
         assert_eq!(encoded.content_type, "application/json");
     }
 
@@ -207,7 +207,7 @@ mod tests {
 
         let encoded = encode_error(&encoding, Status::NotFound, "no such version");
 
-        assert_eq!(encoded.body, br#"{"error":"no such version","code":"NOT_FOUND"}"#);
+        assert_eq!(encoded.body, &br#"{"error":"no such version","code":"NOT_FOUND"}"#[..]);
         assert_eq!(encoded.content_type, "application/json");
         assert_eq!(encoded.json_bytes, None, "so {JSON_BYTES_HEADER} is not set");
     }

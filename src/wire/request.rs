@@ -272,7 +272,7 @@ mod tests {
         for encoding in [RequestEncoding::MsgPack, RequestEncoding::Json, RequestEncoding::Binary] {
             let encoded = encode_request(encoding, None, std::slice::from_ref(&tensor), &[]);
 
-            let request = decode_request(&encoded.encoding(), encoded.body.into()).unwrap();
+            let request = decode_request(&encoded.encoding(), encoded.body).unwrap();
 
             assert_eq!(request.inputs[0].name, None, "{encoding:?}");
         }

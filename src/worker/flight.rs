@@ -2,7 +2,6 @@
 //! it is.
 
 use std::future::Future;
-use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -39,7 +38,7 @@ pub struct Flight {
 /// What became of some messages.
 #[derive(Default)]
 pub struct Landed {
-    pub settled: Vec<(Box<Parcel>, Message, Fate)>,
+    pub settled: Vec<(Box<Parcel>, Fate)>,
     /// Why the channel is lost, if it is.
     pub lost: Option<String>,
 }
@@ -78,16 +77,14 @@ impl Flight {
         if due.is_empty() {
             return Ok(());
         }
-        let numbers = self.hold(due);
-        let (sent, blocked) = {
-            let messages: Vec<_> = self.unconfirmed.messages(numbers).collect();
-            // Of iterators that know their length: a piece that grew would move its futures, a kilobyte each.
-            let pieces = messages.chunks(JOINED_AT_ONCE).map(|piece| {
-                let piece = piece.iter();
-                join_all(piece.map(|(number, message)| publish(&self.channel, *number, message)))
-            });
-            self.patiently(join_all(pieces)).await?
-        };
+        let mut messages = self.hold(due).into_iter();
+        let pieces = std::iter::from_fn(|| {
+            // Collected first, so that the length is known: a piece that grew would move its futures, a kilobyte each.
+            let piece: Vec<_> = messages.by_ref().take(JOINED_AT_ONCE).collect();
+            let publish = |(number, message)| publish(&self.channel, number, message);
+            (!piece.is_empty()).then(|| join_all(piece.into_iter().map(publish)))
+        });
+        let (sent, blocked) = self.patiently(join_all(pieces)).await?;
         self.blocked = blocked.or(self.blocked);
         for confirm in sent.into_iter().flatten() {
             self.confirms.push(confirm.map_err(|error| error.to_string())?);
@@ -96,14 +93,14 @@ impl Flight {
         Ok(())
     }
 
-    /// Counts messages as under way without publishing them, and gives their numbers.
-    pub fn hold(&mut self, due: Vec<Due>) -> Range<Number> {
+    /// Counts messages as under way without publishing them, and gives them their numbers.
+    pub fn hold(&mut self, due: Vec<Due>) -> Vec<(Number, Message)> {
         let now = Instant::now();
-        let first = self.unconfirmed.next();
-        for (parcel, message) in due {
-            self.unconfirmed.hold(parcel, message, now);
-        }
-        first..self.unconfirmed.next()
+        let hold = |(parcel, message): Due| {
+            let number = self.unconfirmed.hold(parcel, Address::of(&message), now);
+            (number, message)
+        };
+        due.into_iter().map(hold).collect()
     }
 
     /// Waits for as long as the broker blocks the connection, and no longer than the confirm timeout else. The second part
@@ -154,7 +151,7 @@ impl Flight {
         let settled = landed.into_iter().map(|landed| {
             let waited = landed.published.elapsed().as_secs_f64();
             self.metrics.confirm_seconds.observe(waited);
-            (landed.parcel, landed.message, landed.fate)
+            (landed.parcel, landed.fate)
         });
         Landed {
             settled: settled.collect(),
@@ -182,14 +179,19 @@ impl Flight {
     }
 }
 
-async fn publish(channel: &Channel, number: Number, message: &Message) -> Result<Confirm, lapin::Error> {
+async fn publish(channel: &Channel, number: Number, message: Message) -> Result<Confirm, lapin::Error> {
+    let Message {
+        exchange,
+        routing_key,
+        properties,
+        mandatory,
+        body,
+    } = message;
     let options = BasicPublishOptions {
-        mandatory: message.mandatory,
+        mandatory,
         ..BasicPublishOptions::default()
     };
-    let (exchange, routing_key) = (message.exchange.clone(), message.routing_key.clone());
-    let properties = (*message.properties).clone();
-    let publishing = channel.basic_publish(exchange, routing_key, options, &message.body, properties);
+    let publishing = channel.basic_publish(exchange, routing_key, options, &body, *properties);
     Ok(Confirm {
         number,
         confirm: publishing.await?,

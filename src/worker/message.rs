@@ -7,7 +7,7 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use super::decode::{Envelope, header};
-use super::reply::Timing;
+use super::reply::{Outcome, Timing};
 use crate::broker::topology::Names;
 use crate::error::JobError;
 use crate::wire::reply::encode_error;
@@ -49,8 +49,15 @@ pub fn reply_to(envelope: &Envelope) -> Option<&ShortString> {
         .filter(|queue| !queue.as_str().is_empty())
 }
 
-/// The reply with a result.
-pub fn result(envelope: &Envelope, encoded: Encoded, timing: &Timing) -> Option<Message> {
+/// The reply, if the sender wants one.
+pub fn reply(envelope: &Envelope, outcome: &Outcome) -> Option<Message> {
+    match outcome {
+        Outcome::Result { body, timing } => result(envelope, body, timing),
+        Outcome::Failure(error) => failure(envelope, error),
+    }
+}
+
+fn result(envelope: &Envelope, encoded: &Encoded, timing: &Timing) -> Option<Message> {
     let mut headers = reply_headers(envelope, Status::Ok);
     if envelope.wants_timing() {
         timing_headers(envelope, timing, &mut headers);
@@ -63,11 +70,10 @@ pub fn result(envelope: &Envelope, encoded: Encoded, timing: &Timing) -> Option<
         );
     }
     let content_type = envelope.properties.content_type().clone();
-    reply(envelope, "inferq.result", content_type, headers, encoded.body)
+    publication(envelope, "inferq.result", content_type, headers, encoded.body.clone())
 }
 
-/// The reply with an error.
-pub fn failure(envelope: &Envelope, error: &JobError) -> Option<Message> {
+fn failure(envelope: &Envelope, error: &JobError) -> Option<Message> {
     let status = error.status();
     let headers = reply_headers(envelope, status);
     let encoded = encode_error(&envelope.encoding, status, &error.to_string());
@@ -75,15 +81,15 @@ pub fn failure(envelope: &Envelope, error: &JobError) -> Option<Message> {
         Encoding::MsgPack => envelope.properties.content_type().clone(),
         Encoding::Json | Encoding::Binary { .. } => Some(encoded.content_type.into()),
     };
-    reply(envelope, "inferq.error", content_type, headers, encoded.body)
+    publication(envelope, "inferq.error", content_type, headers, encoded.body)
 }
 
-fn reply(
+fn publication(
     envelope: &Envelope,
     kind: &str,
     content_type: Option<ShortString>,
     headers: FieldTable,
-    body: Vec<u8>,
+    body: Bytes,
 ) -> Option<Message> {
     let job = &envelope.properties;
     let mut properties = BasicProperties::default()
@@ -107,7 +113,7 @@ fn reply(
         mandatory: !is_direct(envelope),
         routing_key: reply_to(envelope)?.clone(),
         properties: Box::new(properties),
-        body: body.into(),
+        body,
     })
 }
 

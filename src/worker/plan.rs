@@ -18,7 +18,7 @@ use crate::wire::status::Status;
 /// A job on its last leg: what it still needs before it can be settled.
 pub struct Parcel {
     pub envelope: Box<Envelope>,
-    status: Status,
+    outcome: Outcome,
     /// Where the job goes when its reply is out, or could not be.
     dead: Option<DeadReason>,
     kind: Kind,
@@ -72,33 +72,34 @@ impl Plan {
         if !envelope.receipt.is_current() {
             return self.stale();
         }
-        let (status, reply, dead) = match outcome {
-            Outcome::Result { body, timing } => (Status::Ok, message::result(&envelope, body, &timing), None),
-            Outcome::Failure(error) => {
-                let error = self.final_error(error, &envelope);
-                let status = error.status();
-                let reply = message::failure(&envelope, &error);
-                let error = error.to_string();
-                // Without the sentence: what the runtime says may quote values of the payload.
-                debug!(model.name = %envelope.model, code = status.name(), "job failed");
-                (status, reply, dead_reason(status, error))
-            }
+        let outcome = match outcome {
+            Outcome::Failure(error) => Outcome::Failure(self.final_error(error, &envelope)),
+            result @ Outcome::Result { .. } => result,
         };
+        let status = outcome.status();
         envelope.metrics.answered(status, envelope.arrived.elapsed());
-        let dead = match status {
-            Status::Unavailable => {
+        if let Outcome::Failure(_) = outcome {
+            // Without the sentence: what the runtime says may quote values of the payload.
+            debug!(model.name = %envelope.model, code = status.name(), "job failed");
+        }
+        let reply = message::reply(&envelope, &outcome);
+        let dead = match (&outcome, status) {
+            (_, Status::Unavailable) => {
                 envelope.receipt.settle(Verdict::Retry);
                 return Next::Settled;
             }
             // The sender learns of it from the reply, where it asked for one.
-            Status::InvalidArgument | Status::NotFound if reply.is_some() => None,
-            Status::Ok | Status::InvalidArgument | Status::NotFound | Status::DeadlineExceeded | Status::Internal => {
-                dead
-            }
+            (_, Status::InvalidArgument | Status::NotFound) if reply.is_some() => None,
+            // A late job is nobody's fault worth keeping.
+            (_, Status::DeadlineExceeded) | (Outcome::Result { .. }, _) => None,
+            (Outcome::Failure(error), _) => Some(DeadReason {
+                code: status.name(),
+                error: error.to_string(),
+            }),
         };
         let parcel = Box::new(Parcel {
             envelope,
-            status,
+            outcome,
             dead,
             kind: Kind::Reply,
             backoff: Backoff::new(REFUSED_WAIT_MAX),
@@ -118,8 +119,8 @@ impl Plan {
         }
     }
 
-    /// The next step, now that the fate of `message` is known.
-    pub fn after(&self, mut parcel: Box<Parcel>, message: Message, fate: Fate, jitter: f64) -> Next {
+    /// The next step, now that the fate of the parcel's message is known.
+    pub fn after(&self, mut parcel: Box<Parcel>, fate: Fate, jitter: f64) -> Next {
         match (parcel.kind, fate) {
             (Kind::Reply, Fate::Confirmed) => {
                 self.metrics.replied.inc();
@@ -131,32 +132,49 @@ impl Plan {
                 Next::Settled
             }
             (Kind::Reply, Fate::Returned) => {
-                let error = format!("the reply queue `{}` does not exist", queue(&message));
+                let error = format!("the reply queue `{}` does not exist", queue(&parcel));
                 self.unroutable(parcel, error)
             }
             (_, Fate::Refused | Fate::Returned) if !parcel.envelope.receipt.is_current() => self.stale(),
-            (kind, Fate::Refused | Fate::Returned) => {
+            (_, Fate::Refused | Fate::Returned) => {
                 parcel.attempts += 1;
-                if parcel.attempts < ATTEMPTS_MAX {
-                    return Next::PublishAfter(parcel.backoff.next(jitter), parcel, message);
-                }
-                match kind {
-                    Kind::Reply => {
-                        let queue = queue(&message);
-                        let error =
-                            format!("the broker refused the reply {ATTEMPTS_MAX} times, queue `{queue}` may be full");
-                        self.unroutable(parcel, error)
+                match self.message(&parcel) {
+                    Some(message) if parcel.attempts < ATTEMPTS_MAX => {
+                        Next::PublishAfter(parcel.backoff.next(jitter), parcel, message)
                     }
-                    Kind::DeadLetter => {
-                        error!(
-                            model.name = %parcel.envelope.model,
-                            "a dead letter was not taken by exchange {}; the job goes back to its queue",
-                            message.exchange
-                        );
-                        parcel.envelope.receipt.settle(Verdict::Retry);
-                        Next::Settled
-                    }
+                    Some(_) | None => self.give_up(parcel),
                 }
+            }
+        }
+    }
+
+    /// What a parcel needs published, made anew: refusals are rare, and a copy of every message for them is not cheap.
+    fn message(&self, parcel: &Parcel) -> Option<Message> {
+        match parcel.kind {
+            Kind::Reply => message::reply(&parcel.envelope, &parcel.outcome),
+            Kind::DeadLetter => {
+                let reason = parcel.dead.as_ref()?;
+                Some(message::dead_letter(&parcel.envelope, reason, &self.author))
+            }
+        }
+    }
+
+    /// The broker has refused a message too often.
+    fn give_up(&self, parcel: Box<Parcel>) -> Next {
+        match parcel.kind {
+            Kind::Reply => {
+                let queue = queue(&parcel);
+                let error = format!("the broker refused the reply {ATTEMPTS_MAX} times, queue `{queue}` may be full");
+                self.unroutable(parcel, error)
+            }
+            Kind::DeadLetter => {
+                error!(
+                    model.name = %parcel.envelope.model,
+                    "a dead letter was not taken by exchange {}; the job goes back to its queue",
+                    self.author.names.dead_exchange()
+                );
+                parcel.envelope.receipt.settle(Verdict::Retry);
+                Next::Settled
             }
         }
     }
@@ -164,7 +182,7 @@ impl Plan {
     fn unroutable(&self, mut parcel: Box<Parcel>, error: String) -> Next {
         self.metrics.unroutable.inc();
         // Whoever sent a late job has often gone meanwhile: its queue is missing for the same reason.
-        let kept = self.unroutable == Unroutable::DeadLetter && parcel.status != Status::DeadlineExceeded;
+        let kept = self.unroutable == Unroutable::DeadLetter && parcel.outcome.status() != Status::DeadlineExceeded;
         if kept && parcel.dead.is_none() {
             parcel.dead = Some(DeadReason {
                 code: "UNROUTABLE_REPLY",
@@ -182,34 +200,25 @@ impl Plan {
 
     /// Dead-letters what is to be dead-lettered; anything else is done.
     fn bury(&self, mut parcel: Box<Parcel>) -> Next {
-        let Some(reason) = parcel.dead.take() else {
+        if parcel.dead.is_none() {
             parcel.envelope.receipt.settle(Verdict::Ack);
             return Next::Settled;
-        };
+        }
         if !parcel.envelope.receipt.is_current() {
             return self.stale();
         }
-        let message = message::dead_letter(&parcel.envelope, &reason, &self.author);
         parcel.kind = Kind::DeadLetter;
         parcel.attempts = 0;
-        Next::Publish(parcel, message)
+        match self.message(&parcel) {
+            Some(message) => Next::Publish(parcel, message),
+            None => Next::Settled,
+        }
     }
 }
 
 /// The queue that a reply is for.
-fn queue(reply: &Message) -> String {
-    excerpt(reply.routing_key.as_str())
-}
-
-fn dead_reason(status: Status, error: String) -> Option<DeadReason> {
-    match status {
-        Status::InvalidArgument | Status::NotFound | Status::Internal => Some(DeadReason {
-            code: status.name(),
-            error,
-        }),
-        // A late job is nobody's fault worth keeping, and an unavailable one goes back to its queue.
-        Status::Ok | Status::DeadlineExceeded | Status::Unavailable => None,
-    }
+fn queue(parcel: &Parcel) -> String {
+    message::reply_to(&parcel.envelope).map_or_else(String::new, |queue| excerpt(queue.as_str()))
 }
 
 /// A full queue is tried for some seconds; then the job stops holding up the worker.

@@ -21,6 +21,7 @@ use crate::config::ReplyConfig;
 use crate::error::JobError;
 use crate::telemetry::metrics::ReplyMetrics;
 use crate::wire::Encoded;
+use crate::wire::status::Status;
 
 /// What a job comes to, on its way to the sender.
 pub struct Answer {
@@ -31,6 +32,15 @@ pub struct Answer {
 pub enum Outcome {
     Result { body: Encoded, timing: Timing },
     Failure(JobError),
+}
+
+impl Outcome {
+    pub fn status(&self) -> Status {
+        match self {
+            Self::Result { .. } => Status::Ok,
+            Self::Failure(error) => error.status(),
+        }
+    }
 }
 
 /// Where the time of a job went.
@@ -116,8 +126,8 @@ impl Reply {
             let lost = tokio::select! {
                 biased;
                 landed = flight.landed(), if !flight.is_empty() => {
-                    for (parcel, message, fate) in landed.settled {
-                        self.follow(self.plan.after(parcel, message, fate, fastrand::f64()), &mut due, &mut refused);
+                    for (parcel, fate) in landed.settled {
+                        self.follow(self.plan.after(parcel, fate, fastrand::f64()), &mut due, &mut refused);
                     }
                     landed.lost
                 }
@@ -213,10 +223,10 @@ mod tests {
         let plan = plan(&jobs);
         let mut refused = DelayQueue::new();
         for wait in [0, 60] {
-            let Next::Publish(parcel, reply) = plan.start(answer(&jobs)) else {
+            let Next::Publish(parcel, _) = plan.start(answer(&jobs)) else {
                 panic!("no reply");
             };
-            let Next::PublishAfter(_, parcel, reply) = plan.after(parcel, reply, Fate::Refused, 0.5) else {
+            let Next::PublishAfter(_, parcel, reply) = plan.after(parcel, Fate::Refused, 0.5) else {
                 panic!("given up at once");
             };
             refused.insert((parcel, reply), Duration::from_secs(wait));

@@ -11,7 +11,6 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::ops::Range;
 
 use lapin::types::ShortString;
 use tokio::time::Instant;
@@ -33,7 +32,7 @@ pub struct Unconfirmed {
 
 struct Waiting {
     parcel: Box<Parcel>,
-    message: Message,
+    address: Address,
     published: Instant,
     returned: bool,
     confirm: Option<Confirm>,
@@ -67,7 +66,6 @@ pub struct Address {
 /// A message whose fate is known.
 pub struct Landed {
     pub parcel: Box<Parcel>,
-    pub message: Message,
     pub published: Instant,
     pub fate: Fate,
 }
@@ -82,29 +80,18 @@ impl Unconfirmed {
     }
 
     /// Takes a message that is about to be published.
-    pub fn hold(&mut self, parcel: Box<Parcel>, message: Message, now: Instant) -> Number {
+    pub fn hold(&mut self, parcel: Box<Parcel>, address: Address, now: Instant) -> Number {
         let number = self.next;
         self.next += 1;
         let waiting = Waiting {
             parcel,
-            message,
+            address,
             published: now,
             returned: false,
             confirm: None,
         };
         self.waiting.insert(number, waiting);
         number
-    }
-
-    /// The number that the next message gets.
-    pub fn next(&self) -> Number {
-        self.next
-    }
-
-    /// Those of the messages that are under way, in order.
-    pub fn messages(&self, numbers: Range<Number>) -> impl Iterator<Item = (Number, &Message)> {
-        let waiting = self.waiting.range(numbers);
-        waiting.map(|(number, waiting)| (*number, &waiting.message))
     }
 
     /// When the message was published that has waited longest.
@@ -145,7 +132,7 @@ impl Unconfirmed {
         let (number, waiting) = self
             .waiting
             .iter_mut()
-            .find(|(_, waiting)| !waiting.returned && address.is_of(&waiting.message))?;
+            .find(|(_, waiting)| !waiting.returned && *address == waiting.address)?;
         waiting.returned = true;
         Some(*number)
     }
@@ -173,7 +160,6 @@ impl Unconfirmed {
                     (false, false) => Fate::Confirmed,
                 },
                 parcel: waiting.parcel,
-                message: waiting.message,
                 published: waiting.published,
             });
         }
@@ -187,10 +173,12 @@ impl Unconfirmed {
 }
 
 impl Address {
-    fn is_of(&self, message: &Message) -> bool {
-        self.message_id == *message.properties.message_id()
-            && self.routing_key == message.routing_key
-            && self.exchange == message.exchange
+    pub fn of(message: &Message) -> Self {
+        Self {
+            exchange: message.exchange.clone(),
+            routing_key: message.routing_key.clone(),
+            message_id: message.properties.message_id().clone(),
+        }
     }
 }
 
@@ -202,6 +190,7 @@ mod tests {
     use lapin::BasicProperties;
     use proptest::prelude::*;
 
+    use super::super::message::reply_to;
     use super::super::plan::{Next, Plan};
     use super::super::reply::{Answer, Outcome};
     use super::super::testing::{Jobs, plan};
@@ -236,7 +225,7 @@ mod tests {
             let Next::Publish(parcel, message) = self.plan.start(answer) else {
                 panic!("no reply");
             };
-            self.unconfirmed.hold(parcel, message, Instant::now())
+            self.unconfirmed.hold(parcel, Address::of(&message), Instant::now())
         }
 
         /// The queues whose messages landed, with their fates, for confirms that carry the returns of these queues.
@@ -253,9 +242,14 @@ mod tests {
             assert!(strays.is_empty());
             landed
                 .into_iter()
-                .map(|landed| (landed.message.routing_key.to_string(), landed.fate))
+                .map(|landed| (queue(&landed.parcel), landed.fate))
                 .collect()
         }
+    }
+
+    fn queue(parcel: &Parcel) -> String {
+        let queue = reply_to(&parcel.envelope);
+        queue.unwrap().to_string()
     }
 
     fn address(queue: &str) -> Address {

@@ -11,7 +11,7 @@ use crate::wire::{Encoded, Encoding};
 
 pub(in crate::wire) fn encode(message: &Outgoing<'_>) -> Encoded {
     Encoded {
-        body: serialized(message, false),
+        body: serialized(message, false).into(),
         json_bytes: None,
         content_type: Encoding::Json.content_type(),
     }

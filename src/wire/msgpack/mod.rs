@@ -195,7 +195,7 @@ pub(super) fn encode(message: &Outgoing<'_>) -> Encoded {
     let mut body = Vec::with_capacity(length.0);
     write_message(&mut body, message);
     Encoded {
-        body,
+        body: body.into(),
         json_bytes: None,
         content_type: Encoding::MsgPack.content_type(),
     }

@@ -122,7 +122,7 @@ fn envelope(properties: BasicProperties) -> Box<Envelope> {
 
 fn encoded() -> Encoded {
     Encoded {
-        body: b"result".to_vec(),
+        body: Bytes::from_static(b"result"),
         json_bytes: None,
         content_type: "application/msgpack",
     }
@@ -135,7 +135,7 @@ const TIMING: Timing = Timing {
 };
 
 fn result_of(properties: BasicProperties) -> Message {
-    result(&envelope(properties), encoded(), &TIMING).unwrap()
+    result(&envelope(properties), &encoded(), &TIMING).unwrap()
 }
 
 fn names(message: &Message) -> Vec<String> {
@@ -257,7 +257,7 @@ fn a_job_without_a_reply_queue_gets_no_reply() {
     ] {
         let envelope = envelope(properties);
 
-        assert!(result(&envelope, encoded(), &TIMING).is_none());
+        assert!(result(&envelope, &encoded(), &TIMING).is_none());
         assert!(failure(&envelope, &JobError::Deadline { late_ms: 1 }).is_none());
     }
 }
@@ -274,7 +274,7 @@ fn a_binary_reply_says_where_its_json_ends_and_its_error_is_plain_json() {
         ..encoded()
     };
 
-    let good = result(&envelope, body, &TIMING).unwrap();
+    let good = result(&envelope, &body, &TIMING).unwrap();
     let bad = failure(&envelope, &JobError::Deadline { late_ms: 1 }).unwrap();
 
     assert_eq!(string(&good, JSON_BYTES_HEADER).as_deref(), Some("42"));

@@ -40,7 +40,7 @@ impl Desk {
         while let Next::Publish(parcel, message) | Next::PublishAfter(_, parcel, message) = next {
             published.push(shown(&message));
             let fate = fates.next().copied().unwrap_or(Fate::Confirmed);
-            next = self.plan.after(parcel, message, fate, 0.5);
+            next = self.plan.after(parcel, fate, 0.5);
         }
         (published, self.jobs.verdicts())
     }
@@ -91,8 +91,8 @@ fn a_dead_letter_for_an_unroutable_reply_names_the_queue() {
         let message = loop {
             match next {
                 Next::Publish(_, message) if message.exchange.as_str() == "inferq.dead" => break message,
-                Next::Publish(parcel, message) | Next::PublishAfter(_, parcel, message) => {
-                    next = desk.plan.after(parcel, message, fate, 0.5);
+                Next::Publish(parcel, _) | Next::PublishAfter(_, parcel, _) => {
+                    next = desk.plan.after(parcel, fate, 0.5);
                 }
                 Next::Settled => panic!("no dead letter"),
             }
@@ -107,7 +107,7 @@ fn a_dead_letter_for_an_unroutable_reply_names_the_queue() {
 fn result() -> Outcome {
     Outcome::Result {
         body: Encoded {
-            body: b"result".to_vec(),
+            body: Bytes::from_static(b"result"),
             json_bytes: None,
             content_type: "application/json",
         },
@@ -124,12 +124,12 @@ fn once_the_jobs_channel_is_gone_nothing_more_is_published_for_it() {
     for fate in [Fate::Refused, Fate::Confirmed] {
         let mut desk = Desk::new(Unroutable::DeadLetter);
         let answer = desk.answer(Some("replies"), failed(JobError::Failed("it failed".to_owned())));
-        let Next::Publish(parcel, reply) = desk.plan.start(answer) else {
+        let Next::Publish(parcel, _) = desk.plan.start(answer) else {
             panic!("no reply");
         };
 
         desk.jobs.lose_channel();
-        let next = desk.plan.after(parcel, reply, fate, 0.5);
+        let next = desk.plan.after(parcel, fate, 0.5);
 
         assert!(matches!(next, Next::Settled), "{fate:?}");
         assert_eq!(desk.plan.metrics.stale.get(), 1);
@@ -155,12 +155,12 @@ fn failures() -> [(Status, fn() -> JobError); 5] {
 #[test]
 fn a_result_is_acked_once_its_reply_is_confirmed() {
     let mut desk = Desk::new(Unroutable::DeadLetter);
-    let Next::Publish(parcel, reply) = desk.plan.start(desk.answer(Some("replies"), result())) else {
+    let Next::Publish(parcel, _) = desk.plan.start(desk.answer(Some("replies"), result())) else {
         panic!("no reply");
     };
 
     let before = desk.jobs.verdicts();
-    let next = desk.plan.after(parcel, reply, Fate::Confirmed, 0.5);
+    let next = desk.plan.after(parcel, Fate::Confirmed, 0.5);
 
     assert_eq!(before, []);
     assert!(matches!(next, Next::Settled));
@@ -255,10 +255,10 @@ fn a_refused_reply_is_tried_again_after_growing_waits_and_then_dead_lettered() {
     let dead = loop {
         next = match next {
             Next::Publish(_, message) if shown(&message).starts_with("dead") => break message,
-            Next::Publish(parcel, message) => desk.plan.after(parcel, message, Fate::Refused, 1.0),
-            Next::PublishAfter(wait, parcel, message) => {
+            Next::Publish(parcel, _) => desk.plan.after(parcel, Fate::Refused, 1.0),
+            Next::PublishAfter(wait, parcel, _) => {
                 waits.push(wait.as_millis());
-                desk.plan.after(parcel, message, Fate::Refused, 1.0)
+                desk.plan.after(parcel, Fate::Refused, 1.0)
             }
             Next::Settled => panic!("settled while refused"),
         };
