@@ -207,6 +207,7 @@ fn address(returned: BasicReturnMessage) -> Address {
         message_id: returned.properties.message_id().clone(),
         exchange: returned.delivery.exchange,
         routing_key: returned.delivery.routing_key,
+        body: returned.delivery.data.into(),
     }
 }
 
