@@ -1,6 +1,6 @@
 # Everything here sets up what it needs: a Rust toolchain, git and make are enough on Debian and Ubuntu.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint models clean
+.PHONY: help setup build demo test chaos lint models clean
 
 TRAIN := target/train
 
@@ -20,6 +20,10 @@ demo: build ## Run a broker, a worker and a producer, and show what they do
 test: setup ## Run all tests against private brokers
 	tests/scripts/broker_test
 	cargo test --locked
+
+# INFERQ_TEST_CHAOS_SECONDS and INFERQ_TEST_CHAOS_SEED say how long and which faults; each run prints its own.
+chaos: setup ## Let broker, workers and network fail for five minutes, and count what was lost
+	INFERQ_TEST_CHAOS_SECONDS=$${INFERQ_TEST_CHAOS_SECONDS:-300} cargo test --locked --test it chaos::whatever -- --nocapture
 
 lint: ## Check format, lints, documentation, dependencies, scripts and the tree
 	@scripts/setup lint

@@ -3,14 +3,14 @@
 use crate::support::link::Link;
 use crate::support::{Broker, Job, Producer, Request, Routed, Scene, Tensor, Worker, eventually};
 
-fn numbered(scene: &Scene, number: u16) -> Job {
+pub fn numbered(scene: &Scene, number: u16) -> Job {
     let body = Request::new([Tensor::fp32("x", &[[f32::from(number), 0.0, 0.0, 0.5]])]).msgpack();
     let id = number.to_string();
     scene.job("slow", body).correlation_id(&id).message_id(&id).persistent()
 }
 
 /// Takes replies until each of `0..jobs` has one; checks each and returns how many came in all.
-async fn all_answered(producer: &mut Producer, jobs: u16) -> usize {
+pub async fn all_answered(producer: &mut Producer, jobs: u16) -> usize {
     let ids: Vec<String> = (0..jobs).map(|number| number.to_string()).collect();
     let replies = producer.replies(&ids).await;
     for (id, replies) in &replies {

@@ -5,11 +5,13 @@
 //! broker that this process starts; a test that harms its broker starts another.
 
 mod bodies;
+mod chaos;
 mod demo;
 mod faults;
 mod happy;
 mod isolation;
 mod models;
+mod network;
 mod predict;
 mod python;
 mod readme;

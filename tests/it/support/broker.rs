@@ -46,12 +46,22 @@ impl Broker {
         }
     }
 
+    /// A broker for one test alone, with these lines of `rabbitmq.conf` added to its own.
+    pub fn with(lines: &str) -> Self {
+        let place = folder();
+        let file = place.path().join("added.conf");
+        std::fs::write(&file, lines).expect("a file");
+        let (child, ready) = launch(&["--config-file", file.to_str().expect("a path in UTF-8")]);
+        Self {
+            ready,
+            child,
+            place: None,
+        }
+    }
+
     /// A broker for one test alone that can be stopped and started again on the same data.
     pub fn durable() -> Self {
-        let place = tempfile::Builder::new()
-            .prefix("inferq-broker-")
-            .tempdir()
-            .expect("a temporary folder");
+        let place = folder();
         let (child, ready) = launch(&["--dir", text(&place)]);
         Self {
             ready,
@@ -110,6 +120,11 @@ impl Drop for Broker {
     fn drop(&mut self) {
         end(&mut self.child);
     }
+}
+
+fn folder() -> TempDir {
+    let folder = tempfile::Builder::new().prefix("inferq-broker-").tempdir();
+    folder.expect("a temporary folder")
 }
 
 fn text(place: &TempDir) -> &str {

@@ -168,10 +168,14 @@ impl Producer {
         let connection = within("a connection", connect)
             .await
             .expect("the broker accepts connections");
-        let channel = open(&connection).await;
-        let mut producer = Self::listen(channel, name.to_owned()).await;
+        let mut producer = Self::at(&connection, name).await;
         producer._connection = Some(connection);
         producer
+    }
+
+    /// The same on a connection that exists.
+    pub async fn at(connection: &Connection, name: &str) -> Self {
+        Self::listen(open(connection).await, name.to_owned()).await
     }
 
     async fn listen(channel: Channel, reply_queue: String) -> Self {

@@ -125,6 +125,17 @@ impl Scene {
         letters
     }
 
+    /// Takes the dead letters of `model` that are there by now.
+    pub async fn dead_letters_now(&self, model: &str) -> Vec<DeadLetter> {
+        let (connection, channel) = self.open().await;
+        let mut letters = Vec::new();
+        while let Some(letter) = take(&channel, &self.dead_queue(model)).await {
+            letters.push(letter);
+        }
+        connection.close(200, "done".into()).await.ok();
+        letters
+    }
+
     /// Checks that every job has left: none waits, and none died.
     pub async fn nothing_is_left(&self, model: &str) {
         self.until_waiting(&self.queue(model), 0).await;

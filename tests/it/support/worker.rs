@@ -166,6 +166,11 @@ impl Worker {
         ended.expect("the watcher runs").exit.expect("just waited for")
     }
 
+    /// The end of the process, if it has come.
+    pub fn ended(&self) -> Option<ExitStatus> {
+        self.state.borrow().exit
+    }
+
     /// Asks for a drain and checks that it ended well.
     pub async fn drain(&self) {
         self.sigterm();
