@@ -1,9 +1,11 @@
 //! RabbitMQ's side: connections that are kept up, and the exchanges and queues of a model.
 
 pub mod backoff;
+pub mod compare;
 pub mod connection;
 pub mod link;
 pub mod topology;
+pub mod values;
 
 use std::time::Duration;
 

@@ -6,6 +6,7 @@ use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptio
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
+use tracing::warn;
 
 use super::BrokerError;
 use crate::config::{QueueType, TopologyConfig, TopologyMode};
@@ -46,6 +47,178 @@ fn short(name: String) -> ShortString {
     ShortString::try_new(name).unwrap_or_default()
 }
 
+/// An exchange or a queue, as it should be.
+#[derive(Debug, Clone)]
+pub struct Part {
+    pub kind: Kind,
+    pub name: ShortString,
+    pub arguments: FieldTable,
+    /// Where a queue gets its messages from.
+    pub binding: Option<Binding>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A direct one.
+    Exchange,
+    Queue,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Exchange => "exchange",
+            Self::Queue => "queue",
+        })
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct Binding {
+    pub exchange: ShortString,
+    pub routing_key: ShortString,
+}
+
+/// All that the models need, in the order in which it is declared.
+pub fn parts<'a>(config: &TopologyConfig, models: impl IntoIterator<Item = &'a str>) -> Vec<Part> {
+    let names = Names::new(&config.prefix);
+    let exchange = |name| Part {
+        kind: Kind::Exchange,
+        name,
+        arguments: FieldTable::default(),
+        binding: None,
+    };
+    let mut parts = vec![exchange(names.exchange()), exchange(names.dead_exchange())];
+    for model in models {
+        let queue = |name, exchange, arguments| Part {
+            kind: Kind::Queue,
+            name,
+            arguments,
+            binding: Some(Binding {
+                exchange,
+                routing_key: short(model.to_owned()),
+            }),
+        };
+        // Dead letters first: a job queue must never be without the place its refused jobs go to.
+        parts.push(queue(
+            names.dead_queue(model),
+            names.dead_exchange(),
+            dead_queue_arguments(config),
+        ));
+        parts.push(queue(
+            names.queue(model),
+            names.exchange(),
+            job_queue_arguments(config, &names, model),
+        ));
+    }
+    parts
+}
+
+impl Part {
+    fn what(&self) -> String {
+        format!("{} `{}`", self.kind, self.name)
+    }
+
+    /// Asks whether it exists, which needs no permission and compares nothing.
+    ///
+    /// # Errors
+    /// `BrokerError::Unusable` if it does not exist.
+    pub async fn find(&self, connection: &Connection) -> Result<(), BrokerError> {
+        self.declared(connection, true).await
+    }
+
+    /// Makes it, or has the broker compare what is there.
+    ///
+    /// # Errors
+    /// `BrokerError::Topology` if it exists with other arguments, `BrokerError::Unusable` if it may not be declared.
+    pub async fn declare(&self, connection: &Connection) -> Result<(), BrokerError> {
+        self.declared(connection, false).await
+    }
+
+    async fn declared(&self, connection: &Connection, passive: bool) -> Result<(), BrokerError> {
+        let channel = connection.create_channel().await?;
+        declare(&channel, self, &Flags::default(), passive)
+            .await
+            .map_err(|error| refusal(self.what(), error))?;
+        close(&channel).await;
+        Ok(())
+    }
+
+    /// Binds a queue to its exchange; where that is so already, nothing changes.
+    ///
+    /// # Errors
+    /// `BrokerError::Unusable` if it may not be bound.
+    pub async fn bind(&self, connection: &Connection) -> Result<(), BrokerError> {
+        let Some(binding) = self.binding.clone() else {
+            return Ok(());
+        };
+        let channel = connection.create_channel().await?;
+        let options = QueueBindOptions::default();
+        channel
+            .queue_bind(
+                self.name.clone(),
+                binding.exchange,
+                binding.routing_key,
+                options,
+                FieldTable::default(),
+            )
+            .await
+            .map_err(|error| refusal(self.what(), error))?;
+        close(&channel).await;
+        Ok(())
+    }
+}
+
+/// What of a part is no argument.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Flags {
+    pub durable: bool,
+    pub auto_delete: bool,
+    pub internal: bool,
+    /// Of an exchange.
+    pub kind: ExchangeKind,
+}
+
+impl Default for Flags {
+    fn default() -> Self {
+        Self {
+            durable: true,
+            auto_delete: false,
+            internal: false,
+            kind: ExchangeKind::Direct,
+        }
+    }
+}
+
+pub(super) async fn declare(channel: &Channel, part: &Part, flags: &Flags, passive: bool) -> Result<(), lapin::Error> {
+    let (durable, auto_delete) = (flags.durable, flags.auto_delete);
+    match part.kind {
+        Kind::Exchange => {
+            let options = ExchangeDeclareOptions {
+                passive,
+                durable,
+                auto_delete,
+                internal: flags.internal,
+                ..ExchangeDeclareOptions::default()
+            };
+            let (name, kind) = (part.name.clone(), flags.kind.clone());
+            channel
+                .exchange_declare(name, kind, options, part.arguments.clone())
+                .await
+        }
+        Kind::Queue => {
+            let options = QueueDeclareOptions {
+                passive,
+                durable,
+                auto_delete,
+                ..QueueDeclareOptions::default()
+            };
+            let (name, arguments) = (part.name.clone(), part.arguments.clone());
+            channel.queue_declare(name, options, arguments).await.map(drop)
+        }
+    }
+}
+
 /// What the broker has does not fit what the worker needs.
 #[derive(Debug)]
 pub struct Mismatch {
@@ -57,7 +230,8 @@ impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} does not fit: {}; delete it, change topology.* to fit it, or set topology.mode to \"off\"",
+            "{} does not fit: {}; delete it, change topology.* to fit it, or set topology.mode to \"off\" \
+             (`inferq topology check` lists every difference)",
             self.what, self.said
         )
     }
@@ -73,93 +247,37 @@ pub async fn prepare(
     config: &TopologyConfig,
     models: impl IntoIterator<Item = &str>,
 ) -> Result<(), BrokerError> {
-    let passive = match config.mode {
-        TopologyMode::Off => return Ok(()),
-        TopologyMode::Check => true,
-        TopologyMode::Declare => false,
-    };
-    let names = Names::new(&config.prefix);
-    for exchange in [names.exchange(), names.dead_exchange()] {
-        let channel = connection.create_channel().await?;
-        declare_exchange(&channel, exchange, passive).await?;
-        close(&channel).await;
-    }
-    for model in models {
-        let jobs = Queue {
-            name: names.queue(model),
-            exchange: names.exchange(),
-            arguments: job_queue_arguments(config, &names, model),
-        };
-        let dead = Queue {
-            name: names.dead_queue(model),
-            exchange: names.dead_exchange(),
-            arguments: dead_queue_arguments(config),
-        };
-        // Dead letters first: a job queue must never be without the place its refused jobs go to.
-        for queue in [dead, jobs] {
-            let channel = connection.create_channel().await?;
-            declare_queue(&channel, queue, short(model.to_owned()), passive).await?;
-            close(&channel).await;
+    match config.mode {
+        TopologyMode::Off => {}
+        TopologyMode::Declare => {
+            for part in parts(config, models) {
+                part.declare(connection).await?;
+                part.bind(connection).await?;
+            }
         }
+        TopologyMode::Check => check(connection, &parts(config, models)).await?,
     }
     Ok(())
 }
 
-struct Queue {
-    name: ShortString,
-    exchange: ShortString,
-    arguments: FieldTable,
-}
-
-async fn declare_exchange(channel: &Channel, name: ShortString, passive: bool) -> Result<(), BrokerError> {
-    let options = ExchangeDeclareOptions {
-        durable: true,
-        passive,
-        ..ExchangeDeclareOptions::default()
-    };
-    channel
-        .exchange_declare(name.clone(), ExchangeKind::Direct, options, FieldTable::default())
-        .await
-        .map_err(|error| refusal(format!("exchange `{name}`"), error))
-}
-
-async fn declare_queue(
-    channel: &Channel,
-    queue: Queue,
-    routing_key: ShortString,
-    passive: bool,
-) -> Result<(), BrokerError> {
-    let what = format!("queue `{}`", queue.name);
-    let durable = QueueDeclareOptions {
-        durable: true,
-        ..QueueDeclareOptions::default()
-    };
-    if passive {
-        let options = QueueDeclareOptions { passive, ..durable };
-        channel
-            .queue_declare(queue.name.clone(), options, FieldTable::default())
-            .await
-            .map_err(|error| refusal(what.clone(), error))?;
+/// Existence first, since that changes nothing. What exists is then declared, which creates nothing any more and has the
+/// broker compare the arguments; a user who may configure nothing cannot have them compared.
+async fn check(connection: &Connection, parts: &[Part]) -> Result<(), BrokerError> {
+    let mut not_compared = Vec::new();
+    for part in parts {
+        part.find(connection).await?;
+        match part.declare(connection).await {
+            Err(BrokerError::Unusable { what, .. }) => not_compared.push(what),
+            compared => compared?,
+        }
     }
-    // A passive declare asks for existence alone. The queue exists now, so this one creates nothing and has the
-    // broker compare the arguments.
-    channel
-        .queue_declare(queue.name.clone(), durable, queue.arguments)
-        .await
-        .map_err(|error| refusal(what.clone(), error))?;
-    if passive {
-        return Ok(());
+    if !not_compared.is_empty() {
+        warn!(
+            "not compared with what they should be, since the user may not configure them: {}",
+            not_compared.join(", ")
+        );
     }
-    channel
-        .queue_bind(
-            queue.name,
-            queue.exchange,
-            routing_key,
-            QueueBindOptions::default(),
-            FieldTable::default(),
-        )
-        .await
-        .map_err(|error| refusal(what, error))
+    Ok(())
 }
 
 /// A channel error is the broker's verdict on this very thing; anything else is the connection's trouble.
@@ -179,7 +297,7 @@ fn refusal(what: String, error: lapin::Error) -> BrokerError {
     }
 }
 
-async fn close(channel: &Channel) {
+pub(super) async fn close(channel: &Channel) {
     // A channel that will not close dies with its connection; nothing depends on it.
     let _ = channel.close(200, ShortString::from("done")).await;
 }

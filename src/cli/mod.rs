@@ -2,7 +2,9 @@
 
 pub mod config;
 pub mod models;
+mod named;
 pub mod predict;
+pub mod topology;
 pub mod worker;
 
 use std::path::{Path, PathBuf};
@@ -12,6 +14,7 @@ use clap::{Args, Parser, Subcommand};
 use self::config::ConfigArgs;
 use self::models::ModelsArgs;
 use self::predict::PredictArgs;
+use self::topology::TopologyArgs;
 use crate::config::{Config, ConfigError, Loaded};
 use crate::model::repository::VersionFiles;
 use crate::worker::onnx::{OnnxEngine, Runtime, SharedWeights};
@@ -36,6 +39,8 @@ enum Command {
     Predict(PredictArgs),
     /// What is in the model repository, and whether it is fit to be served
     Models(ModelsArgs),
+    /// The exchanges and queues on the broker: make them, compare them, write them down
+    Topology(TopologyArgs),
     /// The effective configuration, and where each value came from
     Config(ConfigArgs),
 }
@@ -102,6 +107,7 @@ impl Cli {
                     &mut out,
                 )?)
             }
+            Command::Topology(args) => topology::run(&args, &self.settings.load()?.config, &mut out),
             Command::Config(args) => config::run(&args, self.settings.file(), &self.settings.overrides(), &mut out),
         }
     }

@@ -20,3 +20,4 @@ mod status;
 mod stop;
 mod support;
 mod telemetry;
+mod topology_cli;

@@ -5,6 +5,7 @@
 
 pub mod body;
 pub mod broker;
+pub mod command;
 pub mod frames;
 pub mod link;
 pub mod metrics;
