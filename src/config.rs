@@ -307,6 +307,8 @@ mod tests {
             ("models.load", "seed, other"),
             ("worker.instances", "7"),
             ("worker.device", "cpu"),
+            ("worker.run_timeout_ms", "700"),
+            ("worker.isolate_after", "7"),
             ("worker.coalesce_ms", "3"),
             ("worker.drain_timeout_ms", "7"),
             ("worker.name", "seven"),

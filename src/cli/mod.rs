@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand.
 
 pub mod config;
+pub mod engine;
 pub mod models;
 mod named;
 pub mod predict;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 use self::config::ConfigArgs;
+use self::engine::EngineArgs;
 use self::models::ModelsArgs;
 use self::predict::PredictArgs;
 use self::topology::TopologyArgs;
@@ -43,6 +45,9 @@ enum Command {
     Topology(TopologyArgs),
     /// The effective configuration, and where each value came from
     Config(ConfigArgs),
+    /// What a worker starts to run a job apart
+    #[command(hide = true)]
+    Engine(EngineArgs),
 }
 
 /// Where settings come from, besides the environment (`INFERQ_BROKER__URI` and so on).
@@ -108,6 +113,7 @@ impl Cli {
                 )?)
             }
             Command::Topology(args) => topology::run(&args, &self.settings.load()?.config, &mut out),
+            Command::Engine(args) => engine::run(&args, &mut out),
             Command::Config(args) => config::run(&args, self.settings.file(), &self.settings.overrides(), &mut out),
         }
     }

@@ -68,6 +68,7 @@ async fn work(config: Config, metrics: Arc<Metrics>) -> anyhow::Result<()> {
     };
     let worker = Worker {
         config,
+        program: Some(std::env::current_exe().context("the path of this program is unknown")?),
         models,
         health,
         metrics,

@@ -219,6 +219,12 @@ settings! {
         /// How long a stopping worker may take to finish the jobs in its hands; the rest goes back to the queue.
         drain_timeout: Duration, "drain_timeout_ms" = 25_000, Milliseconds(0..=3_600_000),
             "Long against any usual run, and below the grace period of Kubernetes, 30 s unless set.";
+        /// How long one run of a model may take; then it is ended, and a job that is alone in it gets an error.
+        run_timeout: Duration, "run_timeout_ms" = 60_000, Milliseconds(100..=600_000),
+            "Runs take milliseconds to seconds; a minute says that one hangs, long before the broker takes its job away (30 min).";
+        /// A job that came back so often is run in a process of its own, with a second copy of the model; 0: never.
+        isolate_after: u32, "isolate_after" = 2, WholeNumber(0..=10_000_u32),
+            "Workers end for many reasons; a job that was there twice is under suspicion, and its neighbours should not pay for it.";
         /// How long the worker lets deliveries, results and confirms gather while many jobs are in its hands; 0 turns it off.
         coalesce: Duration, "coalesce_ms" = 2, Milliseconds(0..=20),
             "Almost half of the CPU time a job is saved under load; with fewer than 16 jobs in hand nobody waits.";

@@ -163,7 +163,9 @@ fn compare_runs(engine: &mut dyn Engine, signature: &Signature, rows: &ProbeRows
 
 fn unproven(rows: &str, error: EngineError) -> Result<Trial, BatchingError> {
     match error {
-        EngineError::Run(_) | EngineError::Memory(_) => Ok(Trial::Unproven(format!("with {rows}, {error}"))),
+        EngineError::Run(_) | EngineError::Memory(_) | EngineError::Late(_) => {
+            Ok(Trial::Unproven(format!("with {rows}, {error}")))
+        }
         EngineError::Device(_) => Err(BatchingError::Device(error)),
     }
 }

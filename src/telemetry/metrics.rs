@@ -23,6 +23,8 @@ pub struct Metrics {
     rows: IntCounterVec,
     batches: IntCounterVec,
     bisected: IntCounterVec,
+    isolated: IntCounterVec,
+    stopped: IntCounterVec,
     batch_rows: HistogramVec,
     wait_seconds: HistogramVec,
     infer_seconds: HistogramVec,
@@ -59,6 +61,10 @@ pub struct LaneMetrics {
     batches: IntCounter,
     /// Failed batches that were run again in halves.
     pub bisected: IntCounter,
+    /// Jobs that came back and were run in a process of their own.
+    pub isolated: IntCounter,
+    /// Runs that took too long.
+    pub stopped: IntCounter,
     batch_rows: Histogram,
     wait_seconds: Histogram,
     infer_seconds: Histogram,
@@ -130,6 +136,12 @@ impl Metrics {
                 "Failed batches that were run in halves",
                 LANE,
             )?,
+            isolated: add.counters(
+                "inferq_isolated_runs_total",
+                "Jobs that came back and were run in a process of their own",
+                LANE,
+            )?,
+            stopped: add.counters("inferq_runs_stopped_total", "Runs ended since they took too long", LANE)?,
             batch_rows: add.histograms("inferq_batch_rows", "Rows of a batch", LANE, powers_of_two())?,
             wait_seconds: add.histograms(
                 "inferq_batch_wait_seconds",
@@ -168,13 +180,7 @@ impl Metrics {
                     seconds(),
                 )?,
             },
-            receipts: ReceiptMetrics {
-                in_hand: add.gauge("inferq_jobs_in_hand", "Deliveries taken and not yet settled")?,
-                dropped: add.counter(
-                    "inferq_receipts_dropped_total",
-                    "Deliveries neither settled nor lost with their channel; a mistake unless the worker is stopping",
-                )?,
-            },
+            receipts: receipts(&add)?,
             registry,
         })
     }
@@ -196,6 +202,8 @@ impl Metrics {
             rows: self.rows.with_label_values(labels),
             batches: self.batches.with_label_values(labels),
             bisected: self.bisected.with_label_values(labels),
+            isolated: self.isolated.with_label_values(labels),
+            stopped: self.stopped.with_label_values(labels),
             batch_rows: self.batch_rows.with_label_values(labels),
             wait_seconds: self.wait_seconds.with_label_values(labels),
             infer_seconds: self.infer_seconds.with_label_values(labels),
@@ -218,6 +226,16 @@ impl Metrics {
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
         String::from_utf8_lossy(&text).into_owned()
     }
+}
+
+fn receipts(add: &Adding<'_>) -> prometheus::Result<ReceiptMetrics> {
+    Ok(ReceiptMetrics {
+        in_hand: add.gauge("inferq_jobs_in_hand", "Deliveries taken and not yet settled")?,
+        dropped: add.counter(
+            "inferq_receipts_dropped_total",
+            "Deliveries neither settled nor lost with their channel; a mistake unless the worker is stopping",
+        )?,
+    })
 }
 
 /// Makes a metric and registers it.

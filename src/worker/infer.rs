@@ -1,19 +1,24 @@
 //! Inference: from a [`Batch`] to answers, on a thread of its own with an engine of its own.
 //!
-//! A batch that fails is run again in halves until the culprit stands alone, so that nobody else is hurt.
+//! A batch that fails is run again in halves until the culprit stands alone, so that nobody else is hurt. A job that came
+//! back more than once is run in a process of its own ([`super::isolate`]), and every run is watched ([`super::watch`]).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc::Sender;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tracing::warn;
 
 use super::batch::{Batch, EngineSlot};
 use super::decode::{Job, Lane};
+use super::isolate::{Isolated, Isolation};
 use super::outputs::{self, Run};
 use super::reply::{Answer, Outcome, Timing};
+use super::watch::{Stop, Watched};
 use super::{Fatal, WorkerError};
 use crate::error::JobError;
 use crate::model::signature::Signature;
@@ -30,6 +35,11 @@ pub trait Engine {
     /// `EngineError::Run` if the runtime refuses these inputs, `EngineError::Memory` if it could not allocate
     /// for them; the engine stays usable after both.
     fn run(&mut self, inputs: &[Input<'_>]) -> Result<Vec<Output>, EngineError>;
+
+    /// What ends the next run from another thread, where the engine can be told.
+    fn stopper(&mut self) -> Option<Arc<dyn Stop>> {
+        None
+    }
 }
 
 /// One input of a run. `parts`, joined, are the tensor's data as in [`crate::wire::tensor::Tensor`].
@@ -68,12 +78,20 @@ pub enum EngineError {
     Memory(String),
     #[error("the device is lost: {0}")]
     Device(String),
+    #[error("the run took longer than {} ms (worker.run_timeout_ms) and was ended", .0.as_millis())]
+    Late(Duration),
 }
 
 /// An engine with its thread's ends of the channels.
 pub struct Inference {
     pub engine: Box<dyn Engine + Send>,
     pub lane: Arc<Lane>,
+    /// The model's file, for a process of its own.
+    pub model: PathBuf,
+    pub isolation: Option<Isolation>,
+    pub isolated: Option<Isolated>,
+    pub watched: Watched,
+    pub run_max: Duration,
     pub reply_bytes_max: usize,
     pub idle: Sender<EngineSlot>,
     pub answers: Sender<Vec<Answer>>,
@@ -99,11 +117,13 @@ impl Inference {
             // The stage drops the slots it has no more batches for.
             let Ok(batch) = batch.blocking_recv() else { return };
             let mut answers = Vec::with_capacity(batch.jobs.len());
-            if let Err(lost) = self.execute(batch, &mut answers) {
-                return self.fatal.raise(WorkerError::Device(lost));
-            }
+            let lost = self.execute(batch, &mut answers).err();
+            // Also when the device was lost on the way: what was computed before is good.
             if self.answers.blocking_send(answers).is_err() {
                 return;
+            }
+            if let Some(lost) = lost {
+                return self.fatal.raise(WorkerError::Device(lost));
             }
         }
     }
@@ -114,7 +134,7 @@ impl Inference {
     /// The device is lost; the jobs are dropped unsettled and go back to the broker.
     fn execute(&mut self, mut batch: Batch, answers: &mut Vec<Answer>) -> Result<(), String> {
         let started = Instant::now();
-        match run_batch(&mut *self.engine, &batch.jobs, &self.lane) {
+        match self.run_batch(&batch.jobs) {
             Ok(runs) => {
                 let infer = started.elapsed();
                 self.lane.metrics.ran(batch.rows, infer);
@@ -122,10 +142,9 @@ impl Inference {
                 Ok(())
             }
             Err(EngineError::Device(lost)) => Err(lost),
-            Err(EngineError::Run(_) | EngineError::Memory(_)) if batch.jobs.len() > 1 => {
+            Err(error) if batch.jobs.len() > 1 => {
                 self.lane.metrics.bisected.inc();
-                let back = batch.jobs.split_off(batch.jobs.len() / 2);
-                for jobs in [batch.jobs, back] {
+                for jobs in apart(batch.jobs, &error) {
                     let rows = jobs.iter().map(|job| job.rows).sum();
                     self.execute(Batch { jobs, rows }, answers)?;
                 }
@@ -134,7 +153,9 @@ impl Inference {
             Err(error) => {
                 let error = match error {
                     EngineError::Memory(_) => JobError::Unavailable(error.to_string()),
-                    EngineError::Run(_) | EngineError::Device(_) => JobError::Failed(error.to_string()),
+                    EngineError::Run(_) | EngineError::Device(_) | EngineError::Late(_) => {
+                        JobError::Failed(error.to_string())
+                    }
                 };
                 // One job is left, and it is the culprit.
                 answers.extend(batch.jobs.pop().map(|job| Answer {
@@ -144,6 +165,60 @@ impl Inference {
                 Ok(())
             }
         }
+    }
+
+    fn run_batch(&mut self, jobs: &[Job]) -> Result<Vec<Run>, EngineError> {
+        let apart = self.runs_apart(jobs) && self.isolate();
+        let engine: &mut dyn Engine = match &mut self.isolated {
+            Some(isolated) if apart => {
+                self.lane.metrics.isolated.inc();
+                isolated
+            }
+            _ => &mut *self.engine,
+        };
+        let mut guarded = Guarded {
+            engine,
+            watched: &self.watched,
+            run_max: self.run_max,
+            lane: &self.lane,
+        };
+        let ran = guarded.run_batch(jobs);
+        if !apart {
+            // The second copy of the model has served.
+            self.isolated = None;
+        }
+        ran
+    }
+
+    /// Whether the jobs are one that has come back too often to be trusted.
+    fn runs_apart(&self, jobs: &[Job]) -> bool {
+        match (jobs, &self.isolation) {
+            ([job], Some(isolation)) => job.envelope.delivery_count >= isolation.after,
+            _ => false,
+        }
+    }
+
+    /// Sees to a process for such a job. Without one the job runs here: alone, and at the worker's risk.
+    fn isolate(&mut self) -> bool {
+        let Some(isolation) = &self.isolation else { return false };
+        if self.isolated.as_ref().is_some_and(Isolated::is_fit) {
+            return true;
+        }
+        let started =
+            Isolated::start(&isolation.program, &self.model, self.engine.signature()).and_then(|mut process| {
+                self.watched.begin(Instant::now(), process.stopper());
+                let waited = process.wait();
+                self.watched.end();
+                waited.map(|()| process)
+            });
+        match started {
+            Ok(process) => self.isolated = Some(process),
+            Err(error) => {
+                self.isolated = None;
+                warn!(model.name = %self.lane.model, "a job that came back cannot be run in a process of its own: {error}");
+            }
+        }
+        self.isolated.is_some()
     }
 
     fn answer(&self, batch: Batch, runs: &[Run], started: Instant, infer: Duration, answers: &mut Vec<Answer>) {
@@ -169,40 +244,71 @@ impl Inference {
     }
 }
 
-/// Runs all rows of the jobs: at once, or a job that is bigger than a batch may be in slices.
-fn run_batch(engine: &mut dyn Engine, jobs: &[Job], lane: &Lane) -> Result<Vec<Run>, EngineError> {
-    let rows: usize = jobs.iter().map(|job| job.rows).sum();
-    let mut slice_rows = if lane.batching { lane.rows_max } else { rows };
-    loop {
-        match run_slices(engine, jobs, lane, rows, slice_rows) {
-            // Only a job on its own is worth a smaller slice here; of several, each is first tried alone.
-            Err(EngineError::Memory(_)) if jobs.len() == 1 && lane.batching && slice_rows.min(rows) > 1 => {
-                slice_rows = slice_rows.min(rows) / 2;
-            }
-            done => return done,
-        }
+/// The jobs of a failed batch, to be run again: in halves, or each alone where every failure costs a whole time limit.
+fn apart(mut jobs: Vec<Job>, error: &EngineError) -> Vec<Vec<Job>> {
+    if let EngineError::Late(_) = error {
+        return jobs.into_iter().map(|job| vec![job]).collect();
     }
+    let back = jobs.split_off(jobs.len() / 2);
+    vec![jobs, back]
 }
 
-fn run_slices(
-    engine: &mut dyn Engine,
-    jobs: &[Job],
-    lane: &Lane,
-    rows: usize,
-    slice_rows: usize,
-) -> Result<Vec<Run>, EngineError> {
-    if rows <= slice_rows || !lane.batching {
-        let inputs = whole(jobs, lane, rows);
-        return Ok(vec![run_once(engine, lane, &inputs, 0..rows)?]);
+/// An engine whose runs are watched.
+struct Guarded<'a> {
+    engine: &'a mut dyn Engine,
+    watched: &'a Watched,
+    run_max: Duration,
+    lane: &'a Lane,
+}
+
+impl Guarded<'_> {
+    /// Runs all rows of the jobs: at once, or a job that is bigger than a batch may be in slices.
+    fn run_batch(&mut self, jobs: &[Job]) -> Result<Vec<Run>, EngineError> {
+        let rows: usize = jobs.iter().map(|job| job.rows).sum();
+        let mut slice_rows = if self.lane.batching { self.lane.rows_max } else { rows };
+        loop {
+            match self.run_slices(jobs, rows, slice_rows) {
+                // Only a job on its own is worth a smaller slice here; of several, each is first tried alone.
+                Err(EngineError::Memory(_)) if jobs.len() == 1 && self.lane.batching && slice_rows.min(rows) > 1 => {
+                    slice_rows = slice_rows.min(rows) / 2;
+                }
+                done => return done,
+            }
+        }
     }
-    (0..rows)
-        .step_by(slice_rows)
-        .map(|start| {
-            let slice = start..rows.min(start + slice_rows);
-            let inputs: Vec<_> = jobs.iter().flat_map(|job| sliced(job, &slice)).collect();
-            run_once(engine, lane, &inputs, slice)
-        })
-        .collect()
+
+    fn run_slices(&mut self, jobs: &[Job], rows: usize, slice_rows: usize) -> Result<Vec<Run>, EngineError> {
+        if rows <= slice_rows || !self.lane.batching {
+            let inputs = whole(jobs, self.lane, rows);
+            return Ok(vec![self.run_once(&inputs, 0..rows)?]);
+        }
+        (0..rows)
+            .step_by(slice_rows)
+            .map(|start| {
+                let slice = start..rows.min(start + slice_rows);
+                let inputs: Vec<_> = jobs.iter().flat_map(|job| sliced(job, &slice)).collect();
+                self.run_once(&inputs, slice)
+            })
+            .collect()
+    }
+
+    fn run_once(&mut self, inputs: &[Input<'_>], rows: std::ops::Range<usize>) -> Result<Run, EngineError> {
+        self.watched.begin(Instant::now(), self.engine.stopper());
+        // A panic must cost one job its answer, not a batch its receipts.
+        let ran = catch_unwind(AssertUnwindSafe(|| self.engine.run(inputs)));
+        let stopped = self.watched.end();
+        let ran = ran.unwrap_or_else(|_| Err(EngineError::Run("the engine panicked".to_owned())));
+        let outputs = match ran {
+            Err(_) if stopped => {
+                self.lane.metrics.stopped.inc();
+                return Err(EngineError::Late(self.run_max));
+            }
+            ran => ran?,
+        };
+        let run = Run { rows, outputs };
+        run.check(self.lane)?;
+        Ok(run)
+    }
 }
 
 /// The inputs of all jobs, one under the other.
@@ -233,20 +339,6 @@ fn sliced<'a>(job: &'a Job, rows: &std::ops::Range<usize>) -> Vec<Input<'a>> {
             }
         })
         .collect()
-}
-
-fn run_once(
-    engine: &mut dyn Engine,
-    lane: &Lane,
-    inputs: &[Input<'_>],
-    rows: std::ops::Range<usize>,
-) -> Result<Run, EngineError> {
-    // A panic must cost one job its answer, not a batch its receipts.
-    let ran = catch_unwind(AssertUnwindSafe(|| engine.run(inputs)));
-    let outputs = ran.unwrap_or_else(|_| Err(EngineError::Run("the engine panicked".to_owned())))?;
-    let run = Run { rows, outputs };
-    run.check(lane)?;
-    Ok(run)
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Loading: from the files of a repository to engines that have shown what they must.
 
+use std::path::PathBuf;
+
 use tokio::time::Instant;
 
 use tracing::{info, warn};
@@ -28,6 +30,8 @@ pub struct LoadedVersion {
     pub signature: Signature,
     pub batching: bool,
     pub rows_max: usize,
+    /// What the engines were loaded from.
+    pub file: PathBuf,
     pub engines: Vec<Box<dyn Engine + Send>>,
 }
 
@@ -117,6 +121,7 @@ fn load_version(
         signature,
         batching: batching == Batching::Rows,
         rows_max: model.settings.rows_max.unwrap_or(config.batch.rows_max).get(),
+        file: files.onnx.clone(),
         engines,
     })
 }

@@ -10,6 +10,7 @@ pub mod consume;
 pub mod decode;
 pub mod flight;
 pub mod infer;
+pub mod isolate;
 pub mod load;
 pub mod message;
 pub mod onnx;
@@ -20,8 +21,10 @@ pub mod settle;
 #[cfg(test)]
 mod testing;
 pub mod unconfirmed;
+pub mod watch;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,10 +39,12 @@ use self::batch::Batcher;
 use self::consume::Consume;
 use self::decode::{Lane, Limits, Served};
 use self::infer::Inference;
+use self::isolate::Isolation;
 use self::load::{LoadedModel, LoadedVersion};
 use self::message::Author;
 use self::plan::Plan;
 use self::reply::{Answer, Reply};
+use self::watch::{Patience, Watch, Watched};
 use crate::broker::link::{Link, Role, Supervisor};
 use crate::broker::topology::{Mismatch, Names};
 use crate::config::{Config, QueueType};
@@ -53,6 +58,15 @@ pub enum WorkerError {
     Topology(Mismatch),
     #[error("the device is lost: {0}")]
     Device(String),
+    #[error(
+        "a run of model `{model}` did not end in the {stop_max_ms} ms after it was told to, at its limit of {run_max_ms} ms \
+         (worker.run_timeout_ms); the jobs in hand go back to their queues"
+    )]
+    Hung {
+        model: String,
+        run_max_ms: u128,
+        stop_max_ms: u128,
+    },
     #[error("no model is left to serve:\n{0}")]
     NoModel(String),
     #[error("the thread of an engine could not be started")]
@@ -75,6 +89,8 @@ impl Fatal {
 /// What a worker runs with.
 pub struct Worker {
     pub config: Config,
+    /// The `inferq` program, for jobs that are run in a process of their own; none of them is without it.
+    pub program: Option<PathBuf>,
     pub models: Vec<LoadedModel>,
     pub health: Health,
     pub metrics: Arc<Metrics>,
@@ -104,7 +120,11 @@ impl Worker {
         let mut running = self.start()?;
         // Everything that is still to come has said so by now.
         health.clear(&Condition::Loading);
-        running.until(&stop).await?;
+        if let Err(error) = running.until(&stop).await {
+            stop.cancel();
+            running.leave().await;
+            return Err(error);
+        }
         let began = Instant::now();
         health.set(Condition::Draining, "draining");
         info!("draining");
@@ -114,8 +134,7 @@ impl Worker {
             Ok(finished) => finished?,
             Err(_) => warn!("not all jobs were finished in time; the rest goes back to its queues"),
         }
-        running.closed.cancel();
-        let _ = tokio::time::timeout(goodbye, running.supervisors.join_all()).await;
+        running.close(goodbye).await;
         info!(drain_ms = began.elapsed().as_millis() as u64, "drained");
         Ok(())
     }
@@ -132,6 +151,7 @@ impl Worker {
             memory: Arc::new(Semaphore::new(
                 self.config.limits.memory_bytes.min(Semaphore::MAX_PERMITS),
             )),
+            isolation: self.program.and_then(|program| isolation(&self.config, program)),
             config: self.config,
             health: self.health,
             metrics: self.metrics,
@@ -140,10 +160,21 @@ impl Worker {
             answers,
         };
         stages.spawn(shared.reply(publishing, answers_receiver).run());
+        let mut engines = Vec::new();
         for model in self.models {
-            let served = shared.serve(model, &mut stages)?;
+            let served = shared.serve(model, &mut stages, &mut engines)?;
             stages.spawn(shared.consume(served, consuming.clone()).run());
         }
+        let watch = Watch {
+            engines,
+            patience: Patience {
+                run_max: shared.config.worker.run_timeout,
+                stop_max: watch::STOP_MAX,
+            },
+            fatal: shared.fatal.clone(),
+            closed: closed.clone(),
+        };
+        supervisors.spawn(watch.run());
         Ok(Running {
             stages,
             supervisors,
@@ -199,11 +230,24 @@ impl Running {
             }
         }
     }
+
+    /// Lets out what is done already, for a moment: an answer that gets out need not be computed again.
+    async fn leave(mut self) {
+        let dry = async { while self.stages.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(GOODBYE_MAX, dry).await;
+        self.close(GOODBYE_MAX).await;
+    }
+
+    async fn close(self, goodbye: Duration) {
+        self.closed.cancel();
+        let _ = tokio::time::timeout(goodbye, self.supervisors.join_all()).await;
+    }
 }
 
 /// What the stages are built from.
 struct Shared {
     config: Config,
+    isolation: Option<Isolation>,
     health: Health,
     metrics: Arc<Metrics>,
     memory: Arc<Semaphore>,
@@ -234,11 +278,6 @@ impl Shared {
 
     fn consume(&self, model: Served, link: Link) -> Consume {
         self.health.set(Condition::Consumer(model.name.clone()), NOT_YET);
-        let delivery_limit = match self.config.topology.queue_type {
-            QueueType::Quorum => u64::from(self.config.topology.delivery_limit),
-            // A classic queue does not count; `redelivered` alone says nothing of how often.
-            QueueType::Classic => u64::MAX,
-        };
         Consume {
             model: Arc::new(model),
             link,
@@ -246,7 +285,7 @@ impl Shared {
             topology: self.config.topology.clone(),
             limits: Limits {
                 body_bytes_max: self.config.limits.body_bytes_max,
-                delivery_limit,
+                delivery_limit: delivery_limit(&self.config).unwrap_or(u64::MAX),
             },
             memory: self.memory.clone(),
             answers: self.answers.clone(),
@@ -258,7 +297,12 @@ impl Shared {
     }
 
     /// Starts the lanes of a model: a batching task and its engines' threads for every version.
-    fn serve(&self, model: LoadedModel, stages: &mut JoinSet<()>) -> Result<Served, WorkerError> {
+    fn serve(
+        &self,
+        model: LoadedModel,
+        stages: &mut JoinSet<()>,
+        engines: &mut Vec<(Arc<str>, Watched)>,
+    ) -> Result<Served, WorkerError> {
         let name: Arc<str> = model.name.into();
         let mut lanes = BTreeMap::new();
         for loaded in model.versions {
@@ -282,7 +326,9 @@ impl Shared {
                 idle_receiver,
                 self.answers.clone(),
             ));
-            self.start_engines(loaded, &lane, &idle)?;
+            for watched in self.start_engines(loaded, &lane, &idle)? {
+                engines.push((name.clone(), watched));
+            }
             lanes.insert(version, (lane, jobs));
         }
         Ok(Served {
@@ -298,11 +344,19 @@ impl Shared {
         loaded: LoadedVersion,
         lane: &Arc<Lane>,
         idle: &Sender<batch::EngineSlot>,
-    ) -> Result<(), WorkerError> {
+    ) -> Result<Vec<Watched>, WorkerError> {
+        let mut started = Vec::new();
         for (number, engine) in loaded.engines.into_iter().enumerate() {
+            let watched = Watched::default();
+            started.push(watched.clone());
             let inference = Inference {
                 engine,
                 lane: lane.clone(),
+                model: loaded.file.clone(),
+                isolation: self.isolation.clone(),
+                isolated: None,
+                watched,
+                run_max: self.config.worker.run_timeout,
                 reply_bytes_max: self.config.limits.body_bytes_max,
                 idle: idle.clone(),
                 answers: self.answers.clone(),
@@ -313,14 +367,28 @@ impl Shared {
                 .spawn(move || inference.run())
                 .map_err(WorkerError::Thread)?;
         }
-        Ok(())
+        Ok(started)
     }
+}
+
+/// How often a job may come back; a classic queue does not count, and `redelivered` alone says nothing of how often.
+fn delivery_limit(config: &Config) -> Option<u64> {
+    match config.topology.queue_type {
+        QueueType::Quorum => Some(u64::from(config.topology.delivery_limit)),
+        QueueType::Classic => None,
+    }
+}
+
+fn isolation(config: &Config, program: PathBuf) -> Option<Isolation> {
+    let after = isolate::threshold(config.worker.isolate_after, delivery_limit(config))?;
+    Some(Isolation { program, after })
 }
 
 const NOT_YET: &str = "not consuming yet";
 /// Batches whose replies wait for the publishing task. Engines wait beyond that, and so does everything before them.
 const ANSWERS_QUEUED_MAX: usize = 8;
-/// The share of the drain timeout that is kept for closing the connections.
+/// The share of the drain timeout that is kept for closing the connections; and what a worker that cannot go on takes for
+/// its answers, and again for the connections.
 const GOODBYE_MAX: Duration = Duration::from_secs(1);
 
 #[cfg(test)]

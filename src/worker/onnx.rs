@@ -1,15 +1,17 @@
 //! ONNX Runtime behind the [`Engine`] trait; the only file that names `ort`.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::environment::Environment;
 use ort::memory::Allocator;
 use ort::session::builder::{GraphOptimizationLevel, PrepackedWeights, SessionBuilder};
-use ort::session::{Session, SessionInputValue};
+use ort::session::{RunOptions, Session, SessionInputValue};
 use ort::value::{DynTensor, DynValue, Outlet, Shape, Tensor, TensorElementType, ValueType};
 
 use super::infer::{Engine, EngineError, Input, Output};
+use super::watch::Stop;
 use crate::model::signature::{Dim, Signature, TensorSpec};
 use crate::wire::tensor::{Datatype, bytes_elements};
 
@@ -106,6 +108,30 @@ pub struct OnnxEngine {
     elements: Vec<TensorElementType>,
     unserved: Vec<String>,
     allocator: Allocator,
+    terminator: Arc<Terminator>,
+}
+
+/// Ends the runs that were started with its options.
+struct Terminator {
+    options: RunOptions,
+    used: AtomicBool,
+}
+
+impl Terminator {
+    fn new() -> ort::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            options: RunOptions::new()?,
+            used: AtomicBool::new(false),
+        }))
+    }
+}
+
+impl Stop for Terminator {
+    fn stop(&self) {
+        self.used.store(true, Ordering::Release);
+        // Fails never: it sets a flag.
+        let _ = self.options.terminate();
+    }
 }
 
 impl OnnxEngine {
@@ -144,7 +170,9 @@ impl OnnxEngine {
         if inputs.is_empty() || outputs.is_empty() {
             return Err(LoadError::NothingToServe { path: path.to_owned() });
         }
+        let terminator = Terminator::new().map_err(|error| fault(one_line(error.message())))?;
         Ok(Self {
+            terminator,
             elements: inputs.iter().map(|input| element_type(input.datatype)).collect(),
             signature: Signature { inputs, outputs },
             unserved,
@@ -173,7 +201,7 @@ impl Engine for OnnxEngine {
             .map_err(|error| engine_error(&error))?;
         let mut outputs = self
             .session
-            .run(values.as_slice())
+            .run_with_options(values.as_slice(), &self.terminator.options)
             .map_err(|error| engine_error(&error))?;
         self.signature
             .outputs
@@ -185,6 +213,16 @@ impl Engine for OnnxEngine {
                 output(spec.datatype, value)
             })
             .collect()
+    }
+
+    fn stopper(&mut self) -> Option<Arc<dyn Stop>> {
+        // Whatever is run with options that were used would end at once.
+        if self.terminator.used.load(Ordering::Acquire)
+            && let Ok(fresh) = Terminator::new()
+        {
+            self.terminator = fresh;
+        }
+        Some(self.terminator.clone())
     }
 }
 
@@ -332,7 +370,7 @@ fn element_type(datatype: Datatype) -> TensorElementType {
         .map_or(TensorElementType::Undefined, |(element, _)| *element)
 }
 
-/// Sorts the runtime's failures by whose fault they are; it has no error code for a lack of memory.
+/// Sorts the runtime's failures by whose fault they are; it has error codes for neither a lack of memory nor a lost device.
 fn engine_error(error: &ort::Error) -> EngineError {
     let message = one_line(error.message());
     if ["bad_alloc", "bad allocation", "Failed to allocate", "out of memory"]
@@ -340,6 +378,12 @@ fn engine_error(error: &ort::Error) -> EngineError {
         .any(|text| message.contains(text))
     {
         EngineError::Memory(message)
+    } else if ["CUDA failure", "CUDA error", "CUBLAS failure", "CUDNN failure"]
+        .iter()
+        .any(|text| message.contains(text))
+    {
+        // Nearly all of CUDA's errors stay with the process: every later call fails in the same way.
+        EngineError::Device(message)
     } else {
         EngineError::Run(message)
     }

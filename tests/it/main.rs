@@ -12,6 +12,7 @@ mod happy;
 mod isolation;
 mod models;
 mod network;
+mod poison;
 mod predict;
 mod python;
 mod readme;

@@ -1,10 +1,12 @@
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use proptest::prelude::*;
 use tokio::sync::mpsc::{self, Receiver};
+use tokio_util::sync::CancellationToken;
 
 use super::super::batch::Batcher;
 use super::super::testing::Jobs;
+use super::super::watch::{Patience, Watch};
 use super::*;
 use crate::model::signature::Signature;
 use crate::model::test_engine::{Array, TestEngine, spec};
@@ -20,6 +22,8 @@ struct Rig {
     /// Rows of every run, in order.
     runs: Arc<Mutex<Vec<usize>>>,
 }
+
+const RUN_MAX: Duration = Duration::from_secs(60);
 
 type Given = Result<Vec<Array>, EngineError>;
 
@@ -42,6 +46,11 @@ fn rig_of(jobs: &Jobs, engine: Box<dyn Engine + Send>, runs: Arc<Mutex<Vec<usize
         inference: Inference {
             engine,
             lane: jobs.lane.clone(),
+            model: PathBuf::new(),
+            isolation: None,
+            isolated: None,
+            watched: Watched::default(),
+            run_max: RUN_MAX,
             reply_bytes_max: 64 * 1024,
             idle,
             answers,
@@ -384,6 +393,101 @@ fn a_lost_device_ends_the_worker_and_leaves_its_jobs_to_others() {
     assert!(answers.is_empty());
     assert!(matches!(fatal, Some(WorkerError::Device(lost)) if lost == "Xid 79"));
     assert_eq!(jobs.verdicts(), []);
+}
+
+#[test]
+fn what_was_computed_before_the_device_was_lost_is_answered() {
+    let jobs = with_rows_max(64);
+    let rig = rig(&jobs, |inputs| match inputs[0].rows()[0][0] {
+        _ if inputs[0].shape[0] > 1 => Err(EngineError::Run("apart, please".to_owned())),
+        0.0 | 1.0 => echo(inputs),
+        _ => Err(EngineError::Device("Xid 79".to_owned())),
+    });
+
+    let (answers, fatal) = run_thread(rig, (0..4).map(|id| job(&jobs, id, 1)).collect());
+
+    let answers: Vec<_> = answers.into_iter().map(shown).collect();
+    assert_eq!(answers, [(0, own_rows(0, 1)), (1, own_rows(1, 1))]);
+    assert!(matches!(fatal, Some(WorkerError::Device(_))));
+}
+
+/// An engine that runs until it is told to stop where a row's first element is 2, and remembers its batches.
+struct Endless {
+    signature: Signature,
+    told: Arc<Told>,
+    runs: Arc<Mutex<Vec<usize>>>,
+}
+
+#[derive(Default)]
+struct Told(Mutex<bool>, Condvar);
+
+impl Stop for Told {
+    fn stop(&self) {
+        *self.0.lock().unwrap() = true;
+        self.1.notify_all();
+    }
+}
+
+impl Engine for Endless {
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn run(&mut self, inputs: &[Input<'_>]) -> Result<Vec<Output>, EngineError> {
+        let data = inputs[0].parts.concat();
+        self.runs.lock().unwrap().push(inputs[0].shape[0]);
+        if data.chunks(8).any(|row| row[..4] == 2.0_f32.to_le_bytes()) {
+            let told = self.told.0.lock().unwrap();
+            drop(self.told.1.wait_while(told, |told| !*told).unwrap());
+            return Err(EngineError::Run("terminated".to_owned()));
+        }
+        Ok(vec![Output::new(inputs[0].shape.clone(), data)])
+    }
+
+    fn stopper(&mut self) -> Option<Arc<dyn Stop>> {
+        self.told = Arc::default();
+        Some(self.told.clone())
+    }
+}
+
+#[tokio::test]
+async fn a_batch_that_takes_too_long_is_run_job_by_job_and_only_the_culprit_is_late() {
+    let jobs = with_rows_max(64);
+    let engine = Endless {
+        signature: jobs.lane.signature.clone(),
+        told: Arc::default(),
+        runs: Arc::default(),
+    };
+    let runs = engine.runs.clone();
+    let mut rig = rig_of(&jobs, Box::new(engine), runs);
+    rig.inference.run_max = Duration::from_millis(20);
+    let closed = CancellationToken::new();
+    let watch = Watch {
+        engines: vec![("pair".into(), rig.inference.watched.clone())],
+        patience: Patience {
+            run_max: rig.inference.run_max,
+            stop_max: Duration::from_secs(60),
+        },
+        fatal: rig.inference.fatal.clone(),
+        closed: closed.clone(),
+    };
+    let watching = tokio::spawn(watch.run());
+
+    let held = (0..5).map(|id| job(&jobs, id, 1)).collect();
+    let (answers, runs) = tokio::task::spawn_blocking(move || (rig.run(held), rig.runs()))
+        .await
+        .unwrap();
+    closed.cancel();
+    watching.await.unwrap();
+
+    let late = "the run took longer than 20 ms (worker.run_timeout_ms) and was ended".to_owned();
+    let expected = (0..5).map(|id| match id {
+        2 => (id, Err((Status::Internal, late.clone()))),
+        id => (id, own_rows(id, 1)),
+    });
+    assert_eq!(answers, expected.collect::<Vec<_>>());
+    assert_eq!(runs, [5, 1, 1, 1, 1, 1]);
+    assert_eq!(jobs.lane.metrics.stopped.get(), 2);
 }
 
 #[test]

@@ -275,6 +275,11 @@ impl Producer {
         self.arrived.push(reply);
     }
 
+    /// Puts replies back that were taken for another purpose.
+    pub fn keep(&mut self, replies: impl IntoIterator<Item = Reply>) {
+        self.arrived.extend(replies);
+    }
+
     /// Waits for any reply.
     async fn any_reply(&mut self) -> Reply {
         if self.arrived.is_empty() {

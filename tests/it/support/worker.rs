@@ -171,6 +171,13 @@ impl Worker {
         self.state.borrow().exit
     }
 
+    /// As [`Worker::exit`], for as long as it takes.
+    pub async fn end(&self) -> ExitStatus {
+        let mut state = self.state.clone();
+        let ended = state.wait_for(|state| state.exit.is_some()).await;
+        ended.expect("the watcher runs").exit.expect("just waited for")
+    }
+
     /// Asks for a drain and checks that it ended well.
     pub async fn drain(&self) {
         self.sigterm();
