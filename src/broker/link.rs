@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::backoff::Backoff;
+use super::backoff::{Failure, Patience};
 use super::connection;
 use crate::config::BrokerConfig;
 use crate::error::chain;
@@ -86,32 +86,46 @@ pub struct Supervisor {
 impl Supervisor {
     /// Runs until `closed` fires.
     pub async fn run(self, live: Live) {
-        let mut backoff = Backoff::new(self.config.reconnect_max);
+        let mut patience = Patience::new(self.config.reconnect_max);
         let name = format!("{} {}", self.name, self.role.name());
         while !self.closed.is_cancelled() {
+            let secrets = connection::secrets(&self.config);
             let connected = tokio::select! {
                 connected = connection::connect(&self.config, &name) => connected,
                 () = self.closed.cancelled() => return,
             };
-            match connected {
+            let failure = match connected {
                 Ok(connection) => {
                     let since = tokio::time::Instant::now();
                     self.serve(Arc::new(connection), &live).await;
                     if since.elapsed() > STABLE {
-                        backoff.reset();
+                        patience.reset();
                     }
+                    Failure::Outage
                 }
                 Err(error) => {
                     self.metrics.failures.inc();
                     let reason = chain(&error);
                     self.health.set(self.role.down(), &reason);
-                    warn!(connection = self.role.name(), "{reason}; trying again");
+                    warn!(connection = self.role.name(), "{reason}");
+                    error.failure()
                 }
-            }
+            };
+            let pause = patience.after(failure, fastrand::f64());
+            info!(connection = self.role.name(), "trying again within {:?}", pause.most);
             tokio::select! {
-                () = tokio::time::sleep(backoff.next(fastrand::f64())) => {}
+                () = tokio::time::sleep(pause.wait) => {}
+                // Somebody has acted: what failed may do now.
+                () = self.other_secrets(secrets) => {}
                 () = self.closed.cancelled() => return,
             }
+        }
+    }
+
+    /// Returns when the files of the configuration no longer hold what they did when `seen` was taken.
+    async fn other_secrets(&self, seen: u64) {
+        while connection::secrets(&self.config) == seen {
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 

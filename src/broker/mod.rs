@@ -4,11 +4,16 @@ pub mod backoff;
 pub mod compare;
 pub mod connection;
 pub mod link;
+pub mod tls;
 pub mod topology;
 pub mod values;
 
 use std::time::Duration;
 
+use lapin::ErrorKind;
+use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
+
+use self::backoff::Failure;
 use crate::config::UriFileError;
 
 /// What of `lapin`'s failures a human needs: whose move it is, and what the broker said.
@@ -16,19 +21,28 @@ use crate::config::UriFileError;
 pub enum BrokerError {
     #[error(transparent)]
     Uri(#[from] UriFileError),
-    #[error("{key} names {path}, which cannot be read")]
-    File {
-        key: &'static str,
-        path: std::path::PathBuf,
+    #[error(transparent)]
+    Tls(#[from] tls::TlsError),
+    #[error(
+        "broker.ca_file or broker.client_certificate_file is set, but the URI in broker.uri_file asks for no encryption; it must begin with amqps://"
+    )]
+    NotEncrypted,
+    #[error("the broker's name `{host}` cannot be resolved")]
+    Unresolved {
+        host: String,
         #[source]
         cause: std::io::Error,
     },
     #[error("the broker at {address} did not answer within {limit:?}")]
     Timeout { address: String, limit: Duration },
-    #[error("the broker at {address} refused user `{user}` on virtual host `{vhost}`: {said}")]
+    #[error("the certificate of the broker at {address} is not accepted: {problem}")]
+    TheirCertificate { address: String, problem: String },
+    #[error("the broker at {address} wants another certificate in broker.client_certificate_file: {problem}")]
+    OurCertificate { address: String, problem: String },
+    #[error("the broker at {address} refused {who} on virtual host `{vhost}`: {said}")]
     Refused {
         address: String,
-        user: String,
+        who: String,
         vhost: String,
         said: String,
     },
@@ -38,8 +52,47 @@ pub enum BrokerError {
     Silent(Duration),
     #[error("{what} cannot be used: {said}")]
     Unusable { what: String, said: String },
+    #[error("{what} may not be used: {said}")]
+    Forbidden { what: String, said: String },
     #[error(transparent)]
     Lapin(#[from] lapin::Error),
     #[error("{0}")]
     Topology(topology::Mismatch),
+}
+
+impl BrokerError {
+    /// Whether time alone may mend it, or somebody has to act at the broker.
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::Refused { .. } | Self::Forbidden { .. } => Failure::Refusal,
+            Self::Uri(_)
+            | Self::Tls(_)
+            | Self::NotEncrypted
+            | Self::Unresolved { .. }
+            | Self::Timeout { .. }
+            | Self::TheirCertificate { .. }
+            | Self::OurCertificate { .. }
+            | Self::Connect { .. }
+            | Self::Silent(_)
+            | Self::Unusable { .. }
+            | Self::Lapin(_)
+            | Self::Topology(_) => Failure::Outage,
+        }
+    }
+}
+
+/// As [`BrokerError::failure`], of what the client says itself.
+pub fn failure_of(error: &lapin::Error) -> Failure {
+    match error.kind() {
+        ErrorKind::ProtocolError(said) if is_refusal(said.kind()) => Failure::Refusal,
+        _ => Failure::Outage,
+    }
+}
+
+/// Whether the broker says that it knows us and does not let us: wrong credentials, no permission, no such virtual host.
+fn is_refusal(kind: &AMQPErrorKind) -> bool {
+    matches!(
+        kind,
+        AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) | AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED)
+    )
 }

@@ -130,7 +130,7 @@ impl Part {
     /// Makes it, or has the broker compare what is there.
     ///
     /// # Errors
-    /// `BrokerError::Topology` if it exists with other arguments, `BrokerError::Unusable` if it may not be declared.
+    /// `BrokerError::Topology` if it exists with other arguments, `BrokerError::Forbidden` if it may not be declared.
     pub async fn declare(&self, connection: &Connection) -> Result<(), BrokerError> {
         self.declared(connection, false).await
     }
@@ -147,7 +147,7 @@ impl Part {
     /// Binds a queue to its exchange; where that is so already, nothing changes.
     ///
     /// # Errors
-    /// `BrokerError::Unusable` if it may not be bound.
+    /// `BrokerError::Forbidden` if it may not be bound.
     pub async fn bind(&self, connection: &Connection) -> Result<(), BrokerError> {
         let Some(binding) = self.binding.clone() else {
             return Ok(());
@@ -241,7 +241,7 @@ impl fmt::Display for Mismatch {
 ///
 /// # Errors
 /// `BrokerError::Topology` if something exists with other arguments, `BrokerError::Unusable` if it is only checked and does
-/// not exist, or may not be used: that may still come.
+/// not exist, `BrokerError::Forbidden` if it may not be used: that may still come.
 pub async fn prepare(
     connection: &Connection,
     config: &TopologyConfig,
@@ -267,7 +267,7 @@ async fn check(connection: &Connection, parts: &[Part]) -> Result<(), BrokerErro
     for part in parts {
         part.find(connection).await?;
         match part.declare(connection).await {
-            Err(BrokerError::Unusable { what, .. }) => not_compared.push(what),
+            Err(BrokerError::Forbidden { what, .. }) => not_compared.push(what),
             compared => compared?,
         }
     }
@@ -283,15 +283,14 @@ async fn check(connection: &Connection, parts: &[Part]) -> Result<(), BrokerErro
 /// A channel error is the broker's verdict on this very thing; anything else is the connection's trouble.
 ///
 /// Other arguments stay as they are until someone acts. A missing queue or permission may come: those are retried.
-fn refusal(what: String, error: lapin::Error) -> BrokerError {
+pub fn refusal(what: String, error: lapin::Error) -> BrokerError {
     let ErrorKind::ProtocolError(protocol) = error.kind() else {
         return error.into();
     };
     let said = protocol.get_message().to_string();
     match protocol.kind() {
-        AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED | AMQPSoftError::NOTFOUND) => {
-            BrokerError::Unusable { what, said }
-        }
+        AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => BrokerError::Forbidden { what, said },
+        AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => BrokerError::Unusable { what, said },
         AMQPErrorKind::Soft(_) => BrokerError::Topology(Mismatch { what, said }),
         AMQPErrorKind::Hard(_) => error.into(),
     }

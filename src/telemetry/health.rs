@@ -13,6 +13,8 @@ pub enum Condition {
     Loading,
     ConsumeConnection,
     PublishConnection,
+    /// There is no channel to publish replies on.
+    Publishing,
     /// A resource alarm of the broker, on the connection of this role.
     Blocked(&'static str),
     /// This model could not be loaded, or did not give what it should.
@@ -27,6 +29,7 @@ impl Condition {
         match self {
             Self::Loading => "loading",
             Self::ConsumeConnection | Self::PublishConnection => "broker",
+            Self::Publishing => "replies",
             Self::Blocked(_) => "blocked",
             Self::Model(_) => "model",
             Self::Consumer(_) => "queue",

@@ -22,7 +22,7 @@ use super::reply::Answer;
 use super::settle::{self, Receipt, Receipts};
 use super::{Fatal, WorkerError};
 use crate::broker::BrokerError;
-use crate::broker::backoff::Backoff;
+use crate::broker::backoff::{Failure, Patience};
 use crate::broker::link::{self, Link};
 use crate::broker::topology::{self, Names};
 use crate::config::{BrokerConfig, TopologyConfig};
@@ -76,7 +76,7 @@ impl Consume {
     /// Runs until the stop token fires and every delivery taken before is settled, or the worker is lost.
     pub async fn run(mut self) {
         let condition = Condition::Consumer(self.model.name.clone());
-        let mut backoff = Backoff::new(self.broker.reconnect_max);
+        let mut patience = Patience::new(self.broker.reconnect_max);
         loop {
             let connection = tokio::select! {
                 connection = self.link.connection() => connection,
@@ -88,18 +88,18 @@ impl Consume {
                 // Whatever it is that the broker does not answer, a fresh connection is the way out.
                 Err(BrokerError::Silent(self.broker.connect_timeout))
             });
-            let reason = match opened {
+            let (failure, reason) = match opened {
                 Ok(generation) => {
                     self.health.clear(&condition);
                     info!(model.name = %self.model.name, "consuming");
                     let since = Instant::now();
                     let ended = self.serve(generation).await;
                     if since.elapsed() > STABLE {
-                        backoff.reset();
+                        patience.reset();
                     }
                     match ended {
                         Ended::Stopping => return,
-                        Ended::Lost(reason) => reason,
+                        Ended::Lost(reason) => (Failure::Outage, reason),
                     }
                 }
                 // Asking again will not change what the broker has; someone must.
@@ -108,13 +108,13 @@ impl Consume {
                     if matches!(error, BrokerError::Silent(_)) {
                         link::give_up(&connection);
                     }
-                    chain(&error)
+                    (error.failure(), chain(&error))
                 }
             };
             self.health.set(condition.clone(), &reason);
             warn!(model.name = %self.model.name, "not consuming: {reason}");
             tokio::select! {
-                () = tokio::time::sleep(backoff.next(fastrand::f64())) => {}
+                () = tokio::time::sleep(patience.after(failure, fastrand::f64()).wait) => {}
                 () = self.stop.cancelled() => return,
             }
         }
@@ -129,8 +129,9 @@ impl Consume {
         let queue = Names::new(&self.topology.prefix).queue(&self.model.name);
         let options = BasicConsumeOptions::default();
         let consumer = channel
-            .basic_consume(queue, ShortString::default(), options, FieldTable::default())
-            .await?;
+            .basic_consume(queue.clone(), ShortString::default(), options, FieldTable::default())
+            .await
+            .map_err(|error| topology::refusal(format!("queue `{queue}`"), error))?;
         let (receipts, settler) = settle::generation(self.broker.prefetch, self.receipts.clone());
         Ok(Generation {
             settling: tokio::spawn(settler.run(channel.clone())),

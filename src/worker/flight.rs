@@ -20,6 +20,8 @@ use super::message::Message;
 use super::plan::{Fate, Parcel};
 use super::reply::Due;
 use super::unconfirmed::{Address, Confirmed, Number, Unconfirmed};
+use crate::broker;
+use crate::broker::backoff::Failure;
 use crate::telemetry::metrics::ReplyMetrics;
 
 /// One publishing channel and what is under way on it. Used by one task: two would swap their confirms, since `lapin`
@@ -40,7 +42,32 @@ pub struct Flight {
 pub struct Landed {
     pub settled: Vec<(Box<Parcel>, Fate)>,
     /// Why the channel is lost, if it is.
-    pub lost: Option<String>,
+    pub lost: Option<Lost>,
+}
+
+/// Why a channel is lost.
+#[derive(Debug)]
+pub struct Lost {
+    pub failure: Failure,
+    pub reason: String,
+}
+
+impl From<lapin::Error> for Lost {
+    fn from(error: lapin::Error) -> Self {
+        Self {
+            failure: broker::failure_of(&error),
+            reason: error.to_string(),
+        }
+    }
+}
+
+impl From<String> for Lost {
+    fn from(reason: String) -> Self {
+        Self {
+            failure: Failure::Outage,
+            reason,
+        }
+    }
 }
 
 impl Flight {
@@ -73,7 +100,7 @@ impl Flight {
     ///
     /// # Errors
     /// The channel is lost. What was to be published counts as under way, to be given back.
-    pub async fn send(&mut self, due: Vec<Due>) -> Result<(), String> {
+    pub async fn send(&mut self, due: Vec<Due>) -> Result<(), Lost> {
         if due.is_empty() {
             return Ok(());
         }
@@ -87,7 +114,7 @@ impl Flight {
         let (sent, blocked) = self.patiently(join_all(pieces)).await?;
         self.blocked = blocked.or(self.blocked);
         for confirm in sent.into_iter().flatten() {
-            self.confirms.push(confirm.map_err(|error| error.to_string())?);
+            self.confirms.push(confirm?);
         }
         self.metrics.unconfirmed.set(self.unconfirmed.len() as i64);
         Ok(())
@@ -105,14 +132,14 @@ impl Flight {
 
     /// Waits for as long as the broker blocks the connection, and no longer than the confirm timeout else. The second part
     /// is when the wait was over, if it was for a block.
-    async fn patiently<T>(&self, work: impl Future<Output = T>) -> Result<(T, Option<Instant>), String> {
+    async fn patiently<T>(&self, work: impl Future<Output = T>) -> Result<(T, Option<Instant>), Lost> {
         let mut work = std::pin::pin!(work);
         let mut blocked = self.connection.status().blocked();
         loop {
             match tokio::time::timeout(self.confirm_timeout, &mut work).await {
                 Ok(done) => return Ok((done, blocked.then(Instant::now))),
                 Err(_) if self.connection.status().blocked() => blocked = true,
-                Err(_) => return Err(format!("nothing could be published for {:?}", self.confirm_timeout)),
+                Err(_) => return Err(format!("nothing could be published for {:?}", self.confirm_timeout).into()),
             }
         }
     }
@@ -121,7 +148,7 @@ impl Flight {
     pub async fn landed(&mut self) -> Landed {
         let Some(first) = self.confirms.next().await else {
             return Landed {
-                lost: Some("a confirm is missing".to_owned()),
+                lost: Some("a confirm is missing".to_owned().into()),
                 ..Landed::default()
             };
         };
@@ -140,7 +167,7 @@ impl Flight {
                     refused: confirmation.is_nack(),
                     returned: confirmation.take_message().map(address),
                 }),
-                Err(error) => lost = Some(error.to_string()),
+                Err(error) => lost = Some(error.into()),
             }
         }
         let (landed, strays) = self.unconfirmed.confirm(confirms);
@@ -160,14 +187,14 @@ impl Flight {
     }
 
     /// Why the channel must be given up, if confirms do not come although the broker lets us publish.
-    pub fn overdue(&mut self) -> Option<String> {
+    pub fn overdue(&mut self) -> Option<Lost> {
         let now = Instant::now();
         if self.connection.status().blocked() {
             self.blocked = Some(now);
         }
         let since = self.unconfirmed.oldest().max(self.blocked)?;
         let overdue = !self.unconfirmed.is_empty() && now.duration_since(since) > self.confirm_timeout;
-        overdue.then(|| format!("the broker confirmed nothing for {:?}", self.confirm_timeout))
+        overdue.then(|| format!("the broker confirmed nothing for {:?}", self.confirm_timeout).into())
     }
 
     /// Gives every job back to its queue: whether its reply went out is not known, and a second one does no harm.

@@ -272,6 +272,7 @@ impl Shared {
             },
             config: self.config.reply.clone(),
             reconnect_max: self.config.broker.reconnect_max,
+            health: self.health.clone(),
             metrics: self.metrics.reply.clone(),
         }
     }

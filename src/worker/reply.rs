@@ -12,13 +12,14 @@ use tokio_util::time::DelayQueue;
 use tracing::warn;
 
 use super::decode::Envelope;
-use super::flight::Flight;
+use super::flight::{Flight, Lost};
 use super::message::Message;
 use super::plan::{Next, Parcel, Plan};
-use crate::broker::backoff::Backoff;
+use crate::broker::backoff::Patience;
 use crate::broker::link::Link;
 use crate::config::ReplyConfig;
 use crate::error::JobError;
+use crate::telemetry::health::{Condition, Health};
 use crate::telemetry::metrics::ReplyMetrics;
 use crate::wire::Encoded;
 use crate::wire::status::Status;
@@ -60,6 +61,7 @@ pub struct Reply {
     pub plan: Plan,
     pub config: ReplyConfig,
     pub reconnect_max: Duration,
+    pub health: Health,
     pub metrics: ReplyMetrics,
 }
 
@@ -67,28 +69,32 @@ pub struct Reply {
 enum Ended {
     /// The stages before are gone and the last answer is settled.
     Done,
-    Lost(String),
+    Lost(Lost),
 }
 
 impl Reply {
     /// Publishes until there are no more answers and every one is settled, or there is no link any more.
     pub async fn run(mut self) {
-        let mut backoff = Backoff::new(self.reconnect_max);
+        let mut patience = Patience::new(self.reconnect_max);
         let mut early = None;
         while let Some(connection) = self.connection(&mut early).await {
             let since = Instant::now();
-            let reason = match open(&connection).await {
-                Ok(channel) => match self.publish(&connection, channel, &mut early).await {
-                    Ended::Done => return,
-                    Ended::Lost(reason) => reason,
-                },
-                Err(error) => error.to_string(),
+            let Lost { failure, reason } = match open(&connection).await {
+                Ok(channel) => {
+                    self.health.clear(&Condition::Publishing);
+                    match self.publish(&connection, channel, &mut early).await {
+                        Ended::Done => return,
+                        Ended::Lost(lost) => lost,
+                    }
+                }
+                Err(error) => error.into(),
             };
+            self.health.set(Condition::Publishing, &reason);
             warn!("the publishing channel is lost: {reason}; unconfirmed jobs go back to their queues");
             if since.elapsed() > STABLE {
-                backoff.reset();
+                patience.reset();
             }
-            tokio::time::sleep(backoff.next(fastrand::f64())).await;
+            tokio::time::sleep(patience.after(failure, fastrand::f64()).wait).await;
         }
     }
 
@@ -147,16 +153,16 @@ impl Reply {
                 _ = look.tick(), if !flight.is_empty() => flight.overdue(),
             };
             let lost = match lost {
-                Some(reason) => {
+                Some(lost) => {
                     flight.hold(due);
-                    Some(reason)
+                    Some(lost)
                 }
                 None => flight.send(due).await.err(),
             };
-            if let Some(reason) = lost {
+            if let Some(lost) = lost {
                 flight.give_back();
                 give_back(&mut refused);
-                return Ended::Lost(reason);
+                return Ended::Lost(lost);
             }
         }
         Ended::Done
@@ -275,6 +281,7 @@ mod tests {
             plan: plan(jobs),
             config: config.reply,
             reconnect_max: config.broker.reconnect_max,
+            health: Health::default(),
             metrics: jobs.metrics.reply.clone(),
         };
         (reply, answers, live)
