@@ -18,6 +18,7 @@ use self::ledger::Ledger;
 use self::schedule::{Fault, Schedule, Sizes};
 use self::traffic::{Address, Kind, collect, produce};
 use crate::support::link::{Link, Weather};
+use crate::support::scene::as_worker;
 use crate::support::{Broker, Scene, Worker, eventually};
 
 const MODEL: &str = "affine";
@@ -142,7 +143,10 @@ impl Chaos {
     fn worker(&self, number: usize) -> Worker {
         self.scene
             .worker(MODEL)
-            .env("INFERQ_BROKER__URI", self.links[number].uri(&self.scene.uri))
+            .env(
+                "INFERQ_BROKER__URI",
+                self.links[number].uri(&as_worker(&self.scene.uri)),
+            )
             .env("INFERQ_BROKER__PREFETCH", PREFETCH.to_string())
             .env("INFERQ_BROKER__HEARTBEAT_MS", "2000")
             .env("INFERQ_BROKER__CONNECT_TIMEOUT_MS", "3000")

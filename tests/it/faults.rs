@@ -1,6 +1,7 @@
 //! Is anything lost when the broker or the way to it fails?
 
 use crate::support::link::Link;
+use crate::support::scene::as_worker;
 use crate::support::{Broker, Job, Producer, Request, Routed, Scene, Tensor, Worker, eventually};
 
 pub fn numbered(scene: &Scene, number: u16) -> Job {
@@ -31,7 +32,9 @@ async fn a_connection_that_breaks_in_the_middle_of_the_work_loses_nothing() {
     let broker = Broker::shared();
     let scene = Scene::new();
     let link = Link::to(broker.amqp_port()).await;
-    let worker = scene.worker("slow").env("INFERQ_BROKER__URI", link.uri(broker.uri()));
+    let worker = scene
+        .worker("slow")
+        .env("INFERQ_BROKER__URI", link.uri(&as_worker(broker.uri())));
     let worker = worker
         .env("INFERQ_BATCH__ROWS_MAX", "2")
         .env("INFERQ_BROKER__PREFETCH", "16")

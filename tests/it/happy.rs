@@ -4,6 +4,7 @@ use lapin::types::AMQPValue;
 
 use crate::support::body::{BINARY, JSON, MSGPACK};
 use crate::support::producer::{DIRECT, unique};
+use crate::support::scene::as_producer;
 use crate::support::{Nesting, Producer, Request, Routed, Scene, Tensor};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -196,7 +197,7 @@ async fn a_reply_carries_the_trace_of_its_job_on() {
 async fn direct_reply_to_works() {
     let scene = Scene::new();
     let worker = scene.worker("affine").start().await;
-    let mut producer = Producer::direct(&scene.uri).await;
+    let mut producer = Producer::direct(&as_producer(&scene.uri)).await;
 
     let job = scene.job("affine", two_rows().msgpack()).reply_to(DIRECT).persistent();
     let reply = producer.call(job.message_id("m-9")).await;

@@ -3,6 +3,7 @@
 use futures_util::future::join_all;
 use lapin::{Connection, ConnectionProperties};
 
+use crate::support::scene::as_producer;
 use crate::support::{Producer, Request, Scene, Tensor};
 
 const CONNECTIONS: u16 = 8;
@@ -16,7 +17,7 @@ async fn two_hundred_producers_at_once_each_get_the_answers_to_their_own_rows() 
 
     let mut connections = Vec::new();
     for _ in 0..CONNECTIONS {
-        let connection = Connection::connect(&scene.uri, ConnectionProperties::default()).await;
+        let connection = Connection::connect(&as_producer(&scene.uri), ConnectionProperties::default()).await;
         connections.push(connection.expect("the broker accepts connections"));
     }
     let producers = (0..CONNECTIONS * PRODUCERS_EACH).map(|number| {

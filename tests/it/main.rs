@@ -16,6 +16,7 @@ mod poison;
 mod predict;
 mod python;
 mod readme;
+mod security;
 mod startup;
 mod status;
 mod stop;

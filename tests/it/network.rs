@@ -10,6 +10,7 @@ use crate::faults::{all_answered, numbered};
 use crate::support::frames::Frame;
 use crate::support::link::{Link, Tear, Way, Weather};
 use crate::support::metrics::Metrics;
+use crate::support::scene::as_worker;
 use crate::support::worker::Setup;
 use crate::support::{Broker, Producer, Request, Scene, Tensor, Worker, eventually};
 
@@ -21,7 +22,7 @@ async fn behind(link: &Link, scene: &Scene) -> Worker {
 fn settings(link: &Link, scene: &Scene) -> Setup {
     scene
         .worker("slow,affine")
-        .env("INFERQ_BROKER__URI", link.uri(&scene.uri))
+        .env("INFERQ_BROKER__URI", link.uri(&as_worker(&scene.uri)))
         .env("INFERQ_BATCH__ROWS_MAX", "4")
         .env("INFERQ_BROKER__PREFETCH", "16")
 }

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 
 use crate::support::link::ClosedPort;
+use crate::support::scene::as_producer;
 use crate::support::{Scene, eventually, within};
 
 /// A folder for files, and a scene to predict in.
@@ -54,7 +55,7 @@ impl Desk {
             .arg("predict")
             .args(line.split_whitespace())
             .current_dir(self.folder.path())
-            .env("INFERQ_BROKER__URI", &self.scene.uri)
+            .env("INFERQ_BROKER__URI", as_producer(&self.scene.uri))
             .env("INFERQ_TOPOLOGY__PREFIX", &self.scene.prefix)
             .stdin(Stdio::null())
             .kill_on_drop(true);

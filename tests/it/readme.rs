@@ -121,6 +121,7 @@ fn the_statuses_datatypes_and_reasons_are_those_of_the_code() {
         Condition::Loading,
         Condition::ConsumeConnection,
         Condition::PublishConnection,
+        Condition::Publishing,
         Condition::Blocked("publish"),
         Condition::Model("m".into()),
         Condition::Consumer("m".into()),

@@ -6,6 +6,7 @@ use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable};
 
 use crate::support::link::{ClosedPort, through};
+use crate::support::scene::as_worker;
 use crate::support::worker::{Setup, ending};
 use crate::support::{Broker, Request, Scene, Tensor, root, test_models};
 
@@ -133,7 +134,7 @@ async fn a_worker_waits_for_a_broker_that_is_not_there_yet_and_serves_once_it_is
     let password = password(broker.uri());
     let worker = scene
         .worker("affine")
-        .env("INFERQ_BROKER__URI", through(broker.uri(), address))
+        .env("INFERQ_BROKER__URI", through(&as_worker(broker.uri()), address))
         .spawn();
 
     let reason = worker.unready_because("connect").await;

@@ -4,6 +4,7 @@ use lapin::types::AMQPValue;
 
 use crate::support::body::{BINARY, Body, JSON, MSGPACK};
 use crate::support::metrics::Metrics;
+use crate::support::scene::as_producer;
 use crate::support::{Element, Job, Nesting, Producer, Reply, Request, Scene, Tensor};
 
 fn good() -> Request {
@@ -884,7 +885,7 @@ async fn a_producer_that_is_gone_before_its_direct_reply_costs_nothing_but_that_
     let scene = Scene::new();
     scene.declare("affine").await;
 
-    let vanishing = Producer::direct(&scene.uri).await;
+    let vanishing = Producer::direct(&as_producer(&scene.uri)).await;
     vanishing.send(scene.job("affine", good().msgpack())).await;
     drop(vanishing);
     let worker = scene.worker("affine").start().await;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::support::body::Body;
 use crate::support::link::{ClosedPort, Link, through};
+use crate::support::scene::as_worker;
 use crate::support::{Broker, Job, Reply, Request, Scene, Tensor};
 
 fn numbered(scene: &Scene, model: &str, number: u16) -> Job {
@@ -183,7 +184,9 @@ async fn sigterm_while_the_broker_is_away_ends_with_0() {
     let broker = Broker::shared();
     let scene = Scene::new();
     let link = Link::to(broker.amqp_port()).await;
-    let worker = scene.worker("affine").env("INFERQ_BROKER__URI", link.uri(broker.uri()));
+    let worker = scene
+        .worker("affine")
+        .env("INFERQ_BROKER__URI", link.uri(&as_worker(broker.uri())));
     let worker = worker.env("INFERQ_WORKER__DRAIN_TIMEOUT_MS", "2000").start().await;
 
     link.close();
@@ -198,7 +201,7 @@ async fn sigterm_while_the_broker_is_away_ends_with_0() {
 async fn sigterm_before_the_first_connection_ends_with_0() {
     let scene = Scene::new();
     let port = ClosedPort::new();
-    let uri = through(&scene.uri, port.address());
+    let uri = through(&as_worker(&scene.uri), port.address());
     let worker = scene.worker("affine").env("INFERQ_BROKER__URI", uri).spawn();
 
     worker.unready_because("connect").await;

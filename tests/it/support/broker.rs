@@ -23,6 +23,7 @@ pub struct Broker {
 struct Ready {
     uri: String,
     amqp_port: u16,
+    tls_port: Option<u16>,
     dist_port: u16,
     epmd_port: u16,
     dir: String,
@@ -38,7 +39,12 @@ impl Broker {
 
     /// A broker for one test alone, which may alarm it, fill it or kill it.
     pub fn start() -> Self {
-        let (child, ready) = launch(&[]);
+        Self::with_options(&[])
+    }
+
+    /// As [`Broker::start`], with options of `scripts/broker`.
+    pub fn with_options(options: &[&str]) -> Self {
+        let (child, ready) = launch(options);
         Self {
             ready,
             child,
@@ -51,12 +57,7 @@ impl Broker {
         let place = folder();
         let file = place.path().join("added.conf");
         std::fs::write(&file, lines).expect("a file");
-        let (child, ready) = launch(&["--config-file", file.to_str().expect("a path in UTF-8")]);
-        Self {
-            ready,
-            child,
-            place: None,
-        }
+        Self::with_options(&["--config-file", file.to_str().expect("a path in UTF-8")])
     }
 
     /// A broker for one test alone that can be stopped and started again on the same data.
@@ -76,6 +77,11 @@ impl Broker {
 
     pub fn amqp_port(&self) -> u16 {
         self.ready.amqp_port
+    }
+
+    /// Where a broker that was started with `--tls` speaks it.
+    pub fn tls_port(&self) -> u16 {
+        self.ready.tls_port.expect("the broker was started with --tls")
     }
 
     /// Stops the broker as its operator would; what is durable stays in its folder.

@@ -5,6 +5,7 @@
 
 pub mod body;
 pub mod broker;
+pub mod certificates;
 pub mod command;
 pub mod faulty;
 pub mod frames;

@@ -12,6 +12,7 @@ use super::worker::Setup;
 use super::{Broker, Job, Producer, eventually, test_models, within};
 
 pub struct Scene {
+    /// The administrator's address. The scene's workers and producers come as users that may do no more than they must.
     pub uri: String,
     pub prefix: String,
 }
@@ -43,7 +44,7 @@ impl Scene {
     pub fn worker(&self, models: &str) -> Setup {
         Setup::new()
             .repository(&test_models())
-            .env("INFERQ_BROKER__URI", &self.uri)
+            .env("INFERQ_BROKER__URI", as_worker(&self.uri))
             .env("INFERQ_TOPOLOGY__PREFIX", &self.prefix)
             .env("INFERQ_MODELS__LOAD", models)
     }
@@ -54,7 +55,7 @@ impl Scene {
     }
 
     pub async fn producer(&self) -> Producer {
-        Producer::connect(&self.uri).await
+        Producer::connect(&as_producer(&self.uri)).await
     }
 
     /// A job for `model` through the front door.
@@ -198,4 +199,21 @@ async fn take(channel: &Channel, queue: &str) -> Option<DeadLetter> {
         properties: message.delivery.properties,
         body: message.delivery.data,
     })
+}
+
+/// The administrator's `uri` with the user in its place that has a worker's permissions.
+pub fn as_worker(uri: &str) -> String {
+    as_user(uri, "worker")
+}
+
+/// The administrator's `uri` with the user in its place that has a producer's permissions.
+pub fn as_producer(uri: &str) -> String {
+    as_user(uri, "producer")
+}
+
+/// `scripts/broker` gives these users the administrator's password.
+fn as_user(uri: &str, role: &str) -> String {
+    let (address, rest) = uri.split_once("://").expect("a URI");
+    let (administrator, rest) = rest.split_once(':').expect("a user and a password");
+    format!("{address}://{administrator}-{role}:{rest}")
 }
