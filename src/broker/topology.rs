@@ -323,8 +323,18 @@ fn job_queue_arguments(config: &TopologyConfig, names: &Names, model: &str) -> F
 fn dead_queue_arguments(config: &TopologyConfig) -> FieldTable {
     let mut arguments = queue_type(config.queue_type);
     arguments.insert("x-overflow".into(), text("reject-publish"));
+    match config.queue_type {
+        QueueType::Quorum => {
+            arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(DEAD_DELIVERY_LIMIT));
+        }
+        QueueType::Classic => {}
+    }
     arguments
 }
+
+/// As good as none. A letter that is looked at and put back counts as delivered, and since RabbitMQ 4.0 a quorum queue
+/// deletes what came back 20 times unless it says otherwise. The word for "none", -1, makes 3.10 delete it at once.
+const DEAD_DELIVERY_LIMIT: i64 = 0x7fff_ffff;
 
 fn queue_type(queue_type: QueueType) -> FieldTable {
     let mut arguments = FieldTable::default();

@@ -17,7 +17,7 @@ use super::settle::Receipt;
 use crate::error::JobError;
 use crate::model::signature::{Dim, Dims, Signature, TensorSpec};
 use crate::telemetry::metrics::{LaneMetrics, ModelMetrics};
-use crate::wire::error::excerpt;
+use crate::wire::error::{WireError, excerpt};
 use crate::wire::request::{Request, RequestInput, decode_request};
 use crate::wire::tensor::{Datatype, Tensor, bytes_elements};
 use crate::wire::{Encoding, JSON_BYTES_HEADER};
@@ -187,13 +187,7 @@ struct Content {
 type Admitted<'a> = (&'a Arc<Lane>, &'a Sender<Job>, Content);
 
 fn admit<'a>(envelope: &mut Envelope, served: &'a Served, limits: &Limits) -> Result<Admitted<'a>, JobError> {
-    let json_bytes = match header(&envelope.properties, JSON_BYTES_HEADER) {
-        Some(AMQPValue::LongString(text)) => text.to_string().parse().ok(),
-        Some(value) => integer(value),
-        None => None,
-    };
-    let content_type = envelope.properties.content_type().as_ref().map(ShortString::as_str);
-    envelope.encoding = Encoding::of(content_type, json_bytes)?;
+    envelope.encoding = encoding(&envelope.properties)?;
     if envelope.body.len() > limits.body_bytes_max {
         return Err(JobError::BodyTooLarge {
             bytes: envelope.body.len(),
@@ -233,6 +227,20 @@ pub fn late(deadline: Instant, now: Instant) -> JobError {
     JobError::Deadline {
         late_ms: now.saturating_duration_since(deadline).as_millis(),
     }
+}
+
+/// How the properties of a job say that its body is encoded.
+///
+/// # Errors
+/// The content type is missing, unknown, or lacks the header that it needs.
+pub fn encoding(properties: &BasicProperties) -> Result<Encoding, WireError> {
+    let json_bytes = match header(properties, JSON_BYTES_HEADER) {
+        Some(AMQPValue::LongString(text)) => text.to_string().parse().ok(),
+        Some(value) => integer(value),
+        None => None,
+    };
+    let content_type = properties.content_type().as_ref().map(ShortString::as_str);
+    Encoding::of(content_type, json_bytes)
 }
 
 /// The deadline on the monotonic clock, so that a step of the wall clock expires nothing later on.
@@ -468,7 +476,8 @@ fn list<T: std::fmt::Display>(things: impl IntoIterator<Item = T>) -> String {
     things.join(", ")
 }
 
-const VERSION: &str = "inferq-model-version";
+/// The header that pins a version.
+pub(super) const VERSION: &str = "inferq-model-version";
 /// Stands for a deadline past the end of the clock.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
-use super::decode::{Envelope, header};
+use super::decode::{Envelope, VERSION, header};
 use super::reply::{Outcome, Timing};
 use crate::broker::topology::Names;
 use crate::error::JobError;
@@ -197,6 +197,9 @@ pub fn dead_letter(envelope: &Envelope, reason: &DeadReason, author: &Author) ->
     headers.insert("inferq-error".into(), text(&error));
     headers.insert("inferq-worker".into(), text(&author.worker));
     headers.insert("inferq-model-version".into(), text(&envelope.version));
+    // Whoever sends the job again must know whether it was the job that named the version.
+    let pinned = header(&envelope.properties, VERSION).is_some();
+    headers.insert("inferq-version-pinned".into(), AMQPValue::Boolean(pinned));
     headers.insert("inferq-failed-at".into(), AMQPValue::Timestamp(failed_at.as_secs()));
     headers.insert(
         "inferq-delivery-count".into(),
@@ -259,7 +262,9 @@ fn bytes(value: &AMQPValue) -> usize {
         }
 }
 
-fn kept_properties(job: &BasicProperties) -> BasicProperties {
+/// What of a job's properties may be published by somebody else, and later: neither `expiration` nor `user_id`, nor the
+/// bare name of direct reply-to. Headers and delivery mode are for the caller to set.
+pub(crate) fn kept_properties(job: &BasicProperties) -> BasicProperties {
     let mut kept = BasicProperties::default();
     macro_rules! keep {
         ($($name:ident, $with:ident;)*) => {

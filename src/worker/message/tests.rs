@@ -365,11 +365,25 @@ fn a_dead_letter_is_the_job_as_it_came_with_the_reason() {
         in_header(&message, "inferq-delivery-count"),
         Some(&AMQPValue::LongLongInt(4))
     );
+    assert_eq!(
+        in_header(&message, "inferq-version-pinned"),
+        Some(&AMQPValue::Boolean(true))
+    );
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let Some(AMQPValue::Timestamp(failed_at)) = in_header(&message, "inferq-failed-at") else {
         panic!("no inferq-failed-at");
     };
     assert!((now - 60..=now).contains(failed_at));
+}
+
+#[test]
+fn a_dead_letter_of_a_job_that_named_no_version_says_so() {
+    let message = dead(BasicProperties::default());
+
+    assert_eq!(
+        in_header(&message, "inferq-version-pinned"),
+        Some(&AMQPValue::Boolean(false))
+    );
 }
 
 #[test]
