@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand.
 
 pub mod config;
+pub mod dead;
 pub mod engine;
 pub mod models;
 mod named;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 use self::config::ConfigArgs;
+use self::dead::DeadArgs;
 use self::engine::EngineArgs;
 use self::models::ModelsArgs;
 use self::predict::PredictArgs;
@@ -43,6 +45,8 @@ enum Command {
     Models(ModelsArgs),
     /// The exchanges and queues on the broker: make them, compare them, write them down
     Topology(TopologyArgs),
+    /// The dead letters: look at them, send them again, throw them away
+    Dead(DeadArgs),
     /// The effective configuration, and where each value came from
     Config(ConfigArgs),
     /// What a worker starts to run a job apart
@@ -114,6 +118,7 @@ impl Cli {
             }
             Command::Topology(args) => topology::run(&args, &self.settings.load()?.config, &mut out),
             Command::Engine(args) => engine::run(&args, &mut out),
+            Command::Dead(args) => dead::run(&args, &self.settings.load()?.config, &mut out),
             Command::Config(args) => config::run(&args, self.settings.file(), &self.settings.overrides(), &mut out),
         }
     }

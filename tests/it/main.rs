@@ -6,6 +6,7 @@
 
 mod bodies;
 mod chaos;
+mod dead;
 mod demo;
 mod faults;
 mod happy;

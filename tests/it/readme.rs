@@ -25,6 +25,11 @@ async fn the_commands_print_what_the_readme_shows() {
     let worker = scene.worker("digits").repository(&models()).start().await;
     let folder = tempfile::tempdir().expect("a temporary folder");
     std::os::unix::fs::symlink(models(), folder.path().join("models")).expect("a link");
+    // The dead letter that the README looks at.
+    let bad = Request::new([Tensor::fp32("pixels", &[[0.0; 64]])]).json(Nesting::Flat);
+    let job = scene.job("digits", bad).message_id("order-4711").fire_and_forget();
+    scene.producer().await.send(job).await;
+    scene.until_waiting(&scene.dead_queue("digits"), 1).await;
     let readme = readme();
     let blocks = blocks(&readme);
 

@@ -280,6 +280,13 @@ impl Producer {
         self.arrived.extend(replies);
     }
 
+    /// The only reply in the queue.
+    pub async fn remaining_one(&mut self) -> Reply {
+        let mut replies = self.remaining().await;
+        assert_eq!(replies.len(), 1, "{replies:?}");
+        replies.remove(0)
+    }
+
     /// Waits for any reply.
     async fn any_reply(&mut self) -> Reply {
         if self.arrived.is_empty() {
