@@ -70,6 +70,8 @@ pub enum JobError {
     Deadline { late_ms: u128 },
     #[error("{0}")]
     Failed(String),
+    #[error("the broker does not take the reply: {said}; send fewer rows a job, or raise the broker's limit")]
+    ReplyRefused { said: String },
     #[error("the job was delivered {deliveries} times without an answer; it is not tried again")]
     Exhausted { deliveries: u64 },
     #[error("{0}")]
@@ -96,7 +98,7 @@ impl JobError {
             | Self::ReplyTooLarge { .. } => Status::InvalidArgument,
             Self::Version { .. } => Status::NotFound,
             Self::Deadline { .. } => Status::DeadlineExceeded,
-            Self::Failed(_) | Self::Exhausted { .. } => Status::Internal,
+            Self::Failed(_) | Self::ReplyRefused { .. } | Self::Exhausted { .. } => Status::Internal,
             Self::Unavailable(_) => Status::Unavailable,
         }
     }
@@ -202,6 +204,7 @@ mod tests {
             ),
             (JobError::Deadline { late_ms: 5 }, Status::DeadlineExceeded),
             (JobError::Failed(text("the model failed")), Status::Internal),
+            (JobError::ReplyRefused { said: text("too big") }, Status::Internal),
             (JobError::Exhausted { deliveries: 10 }, Status::Internal),
             (JobError::Unavailable(text("no memory")), Status::Unavailable),
         ];

@@ -23,9 +23,10 @@
 //! Beside the way, where a stage needs more than a file: `src/worker/onnx.rs` (the only one that names `ort`),
 //! `src/worker/outputs.rs` (a run's outputs, cut into rows and encoded), `src/worker/plan.rs` (what is published for a job
 //! and what its fate means), `src/worker/message.rs` (replies and dead letters), `src/worker/flight.rs` and
-//! `src/worker/unconfirmed.rs` (confirms and returns, matched to their messages), `src/worker/load.rs` (from files to
-//! engines), `src/worker/isolate.rs` (a job that came back, in a process of its own), `src/worker/watch.rs` (runs that take too
-//! long), `src/worker/coalesce.rs` (fewer wake-ups under load).
+//! `src/worker/unconfirmed.rs` (confirms and returns, matched to their messages), `src/worker/sift.rs` (which message the
+//! broker closed the channel for), `src/worker/load.rs` (from files to engines), `src/worker/isolate.rs` (a job that came
+//! back, in a process of its own), `src/worker/watch.rs` (runs that take too long), `src/worker/coalesce.rs` (fewer wake-ups
+//! under load).
 //!
 //! Around it: `src/wire/` the messages; `src/broker/` connections and topology; `src/model/` what a repository holds;
 //! `src/client/` the producer's side; `src/cli/` one file a subcommand; `src/telemetry/` metrics, health, logs;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use lapin::{Connection, Event};
+use lapin::protocol::AMQPErrorKind;
+use lapin::{Connection, ErrorKind, Event};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -69,6 +70,13 @@ impl Link {
             }
             self.live.wait_for(usable).await.ok()?;
         }
+    }
+
+    /// Waits until `connection` is not the connection of the moment any more.
+    pub async fn ended(&self, connection: &Arc<Connection>) {
+        let is_another = |live: &Option<Arc<Connection>>| !live.as_ref().is_some_and(|c| Arc::ptr_eq(c, connection));
+        // Without a supervisor there will be none.
+        let _ = self.live.clone().wait_for(is_another).await;
     }
 }
 
@@ -174,7 +182,8 @@ impl Supervisor {
                     info!(connection = self.role.name(), "unblocked by the broker");
                     self.health.clear(&blocked());
                 }
-                // Also sent for a channel's error, which its user deals with.
+                // Also sent for a channel's error, which its user deals with and which ends no connection.
+                Some(Event::Error(error)) if is_of_a_channel(&error) => {}
                 Some(Event::Error(error)) => said = Some(error.to_string()),
                 Some(_) => {}
                 None => break,
@@ -182,6 +191,10 @@ impl Supervisor {
         }
         said.unwrap_or_else(|| "the connection was closed".to_owned())
     }
+}
+
+fn is_of_a_channel(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(said) if matches!(said.kind(), AMQPErrorKind::Soft(_)))
 }
 
 /// Ends a connection that does not answer, so that its supervisor makes the next.

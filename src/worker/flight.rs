@@ -11,17 +11,18 @@ use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::BasicReturnMessage;
-use lapin::options::BasicPublishOptions;
-use lapin::{Channel, Confirmation, Connection, PublisherConfirm};
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
+use lapin::{Channel, Confirmation, Connection, ErrorKind, PublisherConfirm};
 use tokio::time::Instant;
 use tracing::error;
 
 use super::message::Message;
-use super::plan::{Fate, Parcel};
+use super::plan::{Fate, Parcel, Parcels};
 use super::reply::Due;
 use super::unconfirmed::{Address, Confirmed, Number, Unconfirmed};
-use crate::broker;
 use crate::broker::backoff::Failure;
+use crate::broker::{self, link};
 use crate::telemetry::metrics::ReplyMetrics;
 
 /// One publishing channel and what is under way on it. Used by one task: two would swap their confirms, since `lapin`
@@ -45,14 +46,33 @@ pub struct Landed {
     pub lost: Option<Lost>,
 }
 
-/// Why a channel is lost.
+/// Why a channel can be used no more.
 #[derive(Debug)]
-pub struct Lost {
+pub enum Lost {
+    /// The broker closed it because of a message on it, and would do so again; what it said.
+    Closed(String),
+    Gone(Gone),
+}
+
+/// Anything else: the connection, as a rule.
+#[derive(Debug)]
+pub struct Gone {
     pub failure: Failure,
     pub reason: String,
 }
 
 impl From<lapin::Error> for Lost {
+    fn from(error: lapin::Error) -> Self {
+        match error.kind() {
+            ErrorKind::ProtocolError(said) if is_about_a_message(said.kind()) => {
+                Self::Closed(said.get_message().to_string())
+            }
+            _ => Self::Gone(error.into()),
+        }
+    }
+}
+
+impl From<lapin::Error> for Gone {
     fn from(error: lapin::Error) -> Self {
         Self {
             failure: broker::failure_of(&error),
@@ -61,11 +81,47 @@ impl From<lapin::Error> for Lost {
     }
 }
 
-impl From<String> for Lost {
+impl From<String> for Gone {
     fn from(reason: String) -> Self {
         Self {
             failure: Failure::Outage,
             reason,
+        }
+    }
+}
+
+impl From<String> for Lost {
+    fn from(reason: String) -> Self {
+        Self::Gone(reason.into())
+    }
+}
+
+/// A permission, in contrast, is missing for every message.
+fn is_about_a_message(kind: &AMQPErrorKind) -> bool {
+    matches!(
+        kind,
+        AMQPErrorKind::Soft(
+            AMQPSoftError::PRECONDITIONFAILED | AMQPSoftError::CONTENTTOOLARGE | AMQPSoftError::NOTFOUND
+        )
+    )
+}
+
+/// Opens a publishing channel.
+///
+/// # Errors
+/// The broker did not open it, or not in time.
+pub async fn open(connection: &Arc<Connection>, limit: Duration) -> Result<Channel, Gone> {
+    let opening = async {
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok(channel)
+    };
+    match patiently(connection, limit, opening).await {
+        Some((opened, _)) => opened.map_err(|error: lapin::Error| error.into()),
+        None => {
+            // Whatever it is that the broker does not answer, a fresh connection is the way out.
+            link::give_up(connection);
+            Err(format!("no channel could be opened for {limit:?}").into())
         }
     }
 }
@@ -99,7 +155,7 @@ impl Flight {
     /// Publishes everything together, so that the frames leave in few writes, and keeps every confirm.
     ///
     /// # Errors
-    /// The channel is lost. What was to be published counts as under way, to be given back.
+    /// The channel is lost. What was to be published counts as under way.
     pub async fn send(&mut self, due: Vec<Due>) -> Result<(), Lost> {
         if due.is_empty() {
             return Ok(());
@@ -111,13 +167,42 @@ impl Flight {
             let publish = |(number, message)| publish(&self.channel, number, message);
             (!piece.is_empty()).then(|| join_all(piece.into_iter().map(publish)))
         });
-        let (sent, blocked) = self.patiently(join_all(pieces)).await?;
+        let sending = patiently(&self.connection, self.confirm_timeout, join_all(pieces));
+        let Some((sent, blocked)) = sending.await else {
+            let waited = self.confirm_timeout;
+            return Err(format!("nothing could be published for {waited:?}").into());
+        };
         self.blocked = blocked.or(self.blocked);
+        let mut failed = None;
         for confirm in sent.into_iter().flatten() {
-            self.confirms.push(confirm?);
+            match confirm {
+                Ok(confirm) => self.confirms.push(confirm),
+                Err(error) => failed = Some(error),
+            }
         }
         self.metrics.unconfirmed.set(self.unconfirmed.len() as i64);
-        Ok(())
+        match failed {
+            None => Ok(()),
+            Some(error) => Err(self.reason(error).await),
+        }
+    }
+
+    /// Why publishing failed. On a channel that is closing it fails without saying why; those who wait for a confirm are
+    /// told a moment later.
+    async fn reason(&mut self, error: lapin::Error) -> Lost {
+        if !matches!(error.kind(), ErrorKind::InvalidChannelState(..)) {
+            return error.into();
+        }
+        let told = async {
+            while let Some((_, confirmation)) = self.confirms.next().await {
+                if let Err(told) = confirmation {
+                    return Some(told);
+                }
+            }
+            None
+        };
+        let told = tokio::time::timeout(TOLD_MAX, told).await;
+        told.ok().flatten().unwrap_or(error).into()
     }
 
     /// Counts messages as under way without publishing them, and gives them their numbers.
@@ -128,20 +213,6 @@ impl Flight {
             (number, message)
         };
         due.into_iter().map(hold).collect()
-    }
-
-    /// Waits for as long as the broker blocks the connection, and no longer than the confirm timeout else. The second part
-    /// is when the wait was over, if it was for a block.
-    async fn patiently<T>(&self, work: impl Future<Output = T>) -> Result<(T, Option<Instant>), Lost> {
-        let mut work = std::pin::pin!(work);
-        let mut blocked = self.connection.status().blocked();
-        loop {
-            match tokio::time::timeout(self.confirm_timeout, &mut work).await {
-                Ok(done) => return Ok((done, blocked.then(Instant::now))),
-                Err(_) if self.connection.status().blocked() => blocked = true,
-                Err(_) => return Err(format!("nothing could be published for {:?}", self.confirm_timeout).into()),
-            }
-        }
     }
 
     /// Waits for a confirm and returns everything that has been confirmed by then.
@@ -197,12 +268,34 @@ impl Flight {
         overdue.then(|| format!("the broker confirmed nothing for {:?}", self.confirm_timeout).into())
     }
 
-    /// Gives every job back to its queue: whether its reply went out is not known, and a second one does no harm.
-    pub fn give_back(self) {
-        for parcel in self.unconfirmed.into_parcels() {
-            parcel.give_back();
-        }
+    /// Everything that is still under way. Whether it went out is not known, and a second copy does no harm.
+    pub fn into_parcels(self) -> Parcels {
         self.metrics.unconfirmed.set(0);
+        self.unconfirmed.into_parcels().collect()
+    }
+
+    /// Closes a channel on which nothing is under way.
+    pub async fn close(self) {
+        // One that does not close goes with its connection.
+        let _ = tokio::time::timeout(TOLD_MAX, self.channel.close(200, "done".into())).await;
+    }
+}
+
+/// Waits for as long as the broker blocks the connection, and no longer than `limit` else. The second part is when the wait
+/// was over, if it was for a block.
+async fn patiently<T>(
+    connection: &Connection,
+    limit: Duration,
+    work: impl Future<Output = T>,
+) -> Option<(T, Option<Instant>)> {
+    let mut work = std::pin::pin!(work);
+    let mut blocked = connection.status().blocked();
+    loop {
+        match tokio::time::timeout(limit, &mut work).await {
+            Ok(done) => return Some((done, blocked.then(Instant::now))),
+            Err(_) if connection.status().blocked() => blocked = true,
+            Err(_) => return None,
+        }
     }
 }
 
@@ -228,6 +321,8 @@ async fn publish(channel: &Channel, number: Number, message: Message) -> Result<
 /// `join_all` keeps up to this many futures in one piece of memory; of more it allocates and wakes each by itself, which
 /// cost a sixth of the publishing task's time.
 const JOINED_AT_ONCE: usize = 30;
+/// How long the end of a channel may take.
+const TOLD_MAX: Duration = Duration::from_secs(1);
 
 fn address(returned: BasicReturnMessage) -> Address {
     Address {

@@ -18,6 +18,7 @@ pub mod outputs;
 pub mod plan;
 pub mod reply;
 pub mod settle;
+pub mod sift;
 #[cfg(test)]
 mod testing;
 pub mod unconfirmed;
@@ -272,6 +273,7 @@ impl Shared {
             },
             config: self.config.reply.clone(),
             reconnect_max: self.config.broker.reconnect_max,
+            topology: self.config.topology.clone(),
             health: self.health.clone(),
             metrics: self.metrics.reply.clone(),
         }

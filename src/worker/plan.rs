@@ -26,6 +26,9 @@ pub struct Parcel {
     attempts: u32,
 }
 
+/// Parcels travel in boxes from beginning to end.
+pub type Parcels = Vec<Box<Parcel>>;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Reply,
@@ -33,6 +36,18 @@ enum Kind {
 }
 
 impl Parcel {
+    pub fn is_dead_letter(&self) -> bool {
+        self.kind == Kind::DeadLetter
+    }
+
+    /// What is being published for the job.
+    pub fn kind_name(&self) -> &'static str {
+        match self.kind {
+            Kind::Reply => "reply",
+            Kind::DeadLetter => "dead letter",
+        }
+    }
+
     /// Leaves the job to another worker.
     pub fn give_back(self) {
         self.envelope.receipt.settle(Verdict::GiveBack);
@@ -145,6 +160,45 @@ impl Plan {
                     Some(_) | None => self.give_up(parcel),
                 }
             }
+        }
+    }
+
+    /// The same step once more, for a message of which nobody knows whether it went out.
+    pub fn again(&self, parcel: Box<Parcel>) -> Next {
+        if !parcel.envelope.receipt.is_current() {
+            return self.stale();
+        }
+        match self.message(&parcel) {
+            Some(message) => Next::Publish(parcel, message),
+            None => Next::Settled,
+        }
+    }
+
+    /// The next step for a message that makes the broker close the channel, as it would do again.
+    ///
+    /// The sender gets an error in the place of such a reply, and somebody must see the dead letter. A dead letter is tried
+    /// once more, and then the job goes back: at its delivery limit RabbitMQ moves it itself.
+    pub fn outlaw(&self, mut parcel: Box<Parcel>, said: &str) -> Next {
+        if !parcel.envelope.receipt.is_current() {
+            return self.stale();
+        }
+        parcel.attempts += 1;
+        match (parcel.kind, &parcel.outcome) {
+            (Kind::Reply, Outcome::Result { .. }) => {
+                let refused = JobError::ReplyRefused { said: excerpt(said) };
+                parcel.dead = Some(DeadReason {
+                    code: refused.status().name(),
+                    error: refused.to_string(),
+                });
+                parcel.outcome = Outcome::Failure(refused);
+                self.again(parcel)
+            }
+            (Kind::Reply, Outcome::Failure(_)) => {
+                let error = format!("the broker does not take the reply: {}", excerpt(said));
+                self.unroutable(parcel, error)
+            }
+            (Kind::DeadLetter, _) if parcel.attempts == 1 => self.again(parcel),
+            (Kind::DeadLetter, _) => self.give_up(parcel),
         }
     }
 

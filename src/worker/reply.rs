@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use lapin::options::ConfirmSelectOptions;
 use lapin::{Channel, Connection};
 use tokio::sync::mpsc::Receiver;
 use tokio::time::Instant;
@@ -12,12 +11,12 @@ use tokio_util::time::DelayQueue;
 use tracing::warn;
 
 use super::decode::Envelope;
-use super::flight::{Flight, Lost};
+use super::flight::{Flight, Gone, Lost, open};
 use super::message::Message;
-use super::plan::{Next, Parcel, Plan};
+use super::plan::{Next, Parcel, Parcels, Plan};
 use crate::broker::backoff::Patience;
 use crate::broker::link::Link;
-use crate::config::ReplyConfig;
+use crate::config::{ReplyConfig, TopologyConfig};
 use crate::error::JobError;
 use crate::telemetry::health::{Condition, Health};
 use crate::telemetry::metrics::ReplyMetrics;
@@ -61,6 +60,7 @@ pub struct Reply {
     pub plan: Plan,
     pub config: ReplyConfig,
     pub reconnect_max: Duration,
+    pub topology: TopologyConfig,
     pub health: Health,
     pub metrics: ReplyMetrics,
 }
@@ -69,26 +69,67 @@ pub struct Reply {
 enum Ended {
     /// The stages before are gone and the last answer is settled.
     Done,
-    Lost(Lost),
+    /// The channel is lost, and this was under way on it.
+    Lost(Lost, Parcels),
+}
+
+/// What is to be published and not under way: it outlives a channel that one message closed.
+pub(super) struct Desk {
+    /// Answers that came while there was no connection.
+    early: Option<Vec<Answer>>,
+    due: Vec<Due>,
+    /// What the broker refused and is to be offered again.
+    refused: DelayQueue<Due>,
+}
+
+impl Desk {
+    fn new() -> Self {
+        Self {
+            early: None,
+            due: Vec::new(),
+            refused: DelayQueue::new(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.due.is_empty() && self.refused.is_empty()
+    }
+
+    /// Puts the next step of a job where it belongs.
+    pub(super) fn follow(&mut self, next: Next, metrics: &ReplyMetrics) {
+        match next {
+            Next::Publish(parcel, message) => self.due.push((parcel, message)),
+            Next::PublishAfter(wait, parcel, message) => {
+                metrics.refused.inc();
+                self.refused.insert((parcel, message), wait);
+            }
+            Next::Settled => {}
+        }
+    }
+
+    /// Gives the jobs back to their queues: dropped, they would stay with this worker until its consuming channel closes.
+    fn give_back(&mut self) {
+        for (parcel, _) in self.due.drain(..) {
+            parcel.give_back();
+        }
+        while let Some(key) = self.refused.peek() {
+            let (parcel, _) = self.refused.remove(&key).into_inner();
+            parcel.give_back();
+        }
+    }
 }
 
 impl Reply {
     /// Publishes until there are no more answers and every one is settled, or there is no link any more.
     pub async fn run(mut self) {
         let mut patience = Patience::new(self.reconnect_max);
-        let mut early = None;
-        while let Some(connection) = self.connection(&mut early).await {
+        let mut desk = Desk::new();
+        while let Some(connection) = self.connection(&mut desk.early).await {
             let since = Instant::now();
-            let Lost { failure, reason } = match open(&connection).await {
-                Ok(channel) => {
-                    self.health.clear(&Condition::Publishing);
-                    match self.publish(&connection, channel, &mut early).await {
-                        Ended::Done => return,
-                        Ended::Lost(lost) => lost,
-                    }
-                }
-                Err(error) => error.into(),
+            let Err(Gone { failure, reason }) = self.publish_on(&connection, &mut desk).await else {
+                return;
             };
+            desk.give_back();
             self.health.set(Condition::Publishing, &reason);
             warn!("the publishing channel is lost: {reason}; unconfirmed jobs go back to their queues");
             if since.elapsed() > STABLE {
@@ -111,71 +152,72 @@ impl Reply {
         self.link.connection().await
     }
 
-    async fn publish(
-        &mut self,
-        connection: &Arc<Connection>,
-        channel: Channel,
-        early: &mut Option<Vec<Answer>>,
-    ) -> Ended {
+    /// Publishes on one channel after the other for as long as the broker closes them because of single messages.
+    ///
+    /// # Errors
+    /// Nothing more can be published here; what was under way has gone back to its queues.
+    async fn publish_on(&mut self, connection: &Arc<Connection>, desk: &mut Desk) -> Result<(), Gone> {
+        loop {
+            let channel = open(connection, self.config.confirm_timeout).await?;
+            self.health.clear(&Condition::Publishing);
+            match self.publish(connection, channel, desk).await {
+                Ended::Done => return Ok(()),
+                Ended::Lost(Lost::Closed(said), under_way) => {
+                    warn!("the broker closed the publishing channel: {said}; looking for the message it does not take");
+                    self.sift(connection, said, under_way, desk).await?;
+                }
+                Ended::Lost(Lost::Gone(gone), under_way) => {
+                    under_way.into_iter().for_each(|parcel| parcel.give_back());
+                    return Err(gone);
+                }
+            }
+        }
+    }
+
+    async fn publish(&mut self, connection: &Arc<Connection>, channel: Channel, desk: &mut Desk) -> Ended {
         let mut flight = Flight::new(
             channel,
             connection.clone(),
             self.config.confirm_timeout,
             self.metrics.clone(),
         );
-        let mut refused = DelayQueue::new();
         let mut look = tokio::time::interval(LOOK);
         let mut more = true;
-        while more || !flight.is_empty() || !refused.is_empty() {
-            let mut due = Vec::new();
-            let room = flight.len() + refused.len() < self.config.unconfirmed_max.get();
-            let lost = tokio::select! {
+        let mut lost = flight.send(std::mem::take(&mut desk.due)).await.err();
+        while lost.is_none() && (more || !flight.is_empty() || !desk.is_empty()) {
+            let room = flight.len() + desk.refused.len() < self.config.unconfirmed_max.get();
+            lost = tokio::select! {
                 biased;
                 landed = flight.landed(), if !flight.is_empty() => {
                     for (parcel, fate) in landed.settled {
-                        self.follow(self.plan.after(parcel, fate, fastrand::f64()), &mut due, &mut refused);
+                        desk.follow(self.plan.after(parcel, fate, fastrand::f64()), &self.metrics);
                     }
                     landed.lost
                 }
-                Some(again) = refused.next(), if !refused.is_empty() => {
-                    due.push(again.into_inner());
+                Some(again) = desk.refused.next(), if !desk.refused.is_empty() => {
+                    desk.due.push(again.into_inner());
                     None
                 }
-                answers = next(early, &mut self.answers), if more && room => {
+                // Otherwise the first answers after a pause would go out on a dead channel, and their jobs back.
+                () = self.link.ended(connection) => Some("its connection is lost".to_owned().into()),
+                answers = next(&mut desk.early, &mut self.answers), if more && room => {
                     more = answers.is_some();
                     let answers = answers.unwrap_or_default();
-                    due.reserve(answers.len());
+                    desk.due.reserve(answers.len());
                     for answer in answers {
-                        self.follow(self.plan.start(answer), &mut due, &mut refused);
+                        desk.follow(self.plan.start(answer), &self.metrics);
                     }
                     None
                 }
                 _ = look.tick(), if !flight.is_empty() => flight.overdue(),
             };
-            let lost = match lost {
-                Some(lost) => {
-                    flight.hold(due);
-                    Some(lost)
-                }
-                None => flight.send(due).await.err(),
-            };
-            if let Some(lost) = lost {
-                flight.give_back();
-                give_back(&mut refused);
-                return Ended::Lost(lost);
+            if lost.is_none() {
+                lost = flight.send(std::mem::take(&mut desk.due)).await.err();
             }
         }
-        Ended::Done
-    }
-
-    fn follow(&self, next: Next, due: &mut Vec<Due>, refused: &mut DelayQueue<Due>) {
-        match next {
-            Next::Publish(parcel, message) => due.push((parcel, message)),
-            Next::PublishAfter(wait, parcel, message) => {
-                self.metrics.refused.inc();
-                refused.insert((parcel, message), wait);
-            }
-            Next::Settled => {}
+        match lost {
+            None => Ended::Done,
+            Some(lost) => Ended::Lost(lost, flight.into_parcels()),
         }
     }
 }
@@ -187,28 +229,13 @@ async fn next(early: &mut Option<Vec<Answer>>, answers: &mut Receiver<Vec<Answer
     }
 }
 
-/// What the broker refused and is to be offered again goes back with what it has not confirmed: dropped, it would stay with
-/// this worker until its consuming channel closes.
-fn give_back(refused: &mut DelayQueue<Due>) {
-    while let Some(key) = refused.peek() {
-        let (parcel, _) = refused.remove(&key).into_inner();
-        parcel.give_back();
-    }
-}
-
 /// Something to publish, and for whom.
 pub type Due = (Box<Parcel>, Message);
-
-async fn open(connection: &Connection) -> Result<Channel, lapin::Error> {
-    let channel = connection.create_channel().await?;
-    channel.confirm_select(ConfirmSelectOptions::default()).await?;
-    Ok(channel)
-}
 
 /// A channel that lasted this long was good; the next failure is a new one.
 const STABLE: Duration = Duration::from_secs(10);
 /// How often confirms that do not come are looked for.
-const LOOK: Duration = Duration::from_secs(1);
+pub(super) const LOOK: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
@@ -227,7 +254,7 @@ mod tests {
     async fn refused_replies_go_back_to_their_queues_when_the_channel_is_lost() {
         let mut jobs = Jobs::new();
         let plan = plan(&jobs);
-        let mut refused = DelayQueue::new();
+        let mut desk = Desk::new();
         for wait in [0, 60] {
             let Next::Publish(parcel, _) = plan.start(answer(&jobs)) else {
                 panic!("no reply");
@@ -235,10 +262,10 @@ mod tests {
             let Next::PublishAfter(_, parcel, reply) = plan.after(parcel, Fate::Refused, 0.5) else {
                 panic!("given up at once");
             };
-            refused.insert((parcel, reply), Duration::from_secs(wait));
+            desk.refused.insert((parcel, reply), Duration::from_secs(wait));
         }
 
-        give_back(&mut refused);
+        desk.give_back();
 
         assert_eq!(jobs.verdicts(), [Verdict::GiveBack, Verdict::GiveBack]);
         assert_eq!(jobs.metrics.receipts.dropped.get(), 0);
@@ -281,6 +308,7 @@ mod tests {
             plan: plan(jobs),
             config: config.reply,
             reconnect_max: config.broker.reconnect_max,
+            topology: config.topology,
             health: Health::default(),
             metrics: jobs.metrics.reply.clone(),
         };

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use lapin::options::QueueDeclareOptions;
+use lapin::options::{ExchangeDeleteOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 
 use crate::faults::{all_answered, numbered};
@@ -404,4 +404,168 @@ async fn a_job_that_outlasts_the_brokers_consumer_timeout_is_given_up_and_the_wo
         "a channel was lost, and no connection"
     );
     scene.nothing_is_left("slow").await;
+}
+
+/// Rows 5 and 6. What arrives after the pause is published on the new connection, and not given back because of the old.
+#[tokio::test]
+async fn a_connection_that_is_lost_while_nothing_is_to_do_costs_no_job_a_delivery() {
+    const CUTS: u16 = 2;
+    let scene = Scene::new();
+    let link = Link::to(Broker::shared().amqp_port()).await;
+    let worker = behind(&link, &scene).await;
+    let mut producer = scene.producer().await;
+
+    for number in 0..CUTS {
+        let reply = producer.call(numbered(&scene, number)).await;
+        assert_eq!(reply.status(), "OK");
+        // A job whose ack were cut off would come again: it is given, and then the link carries nothing more.
+        let mut carried = Vec::new();
+        eventually("the worker to have nothing to do", || {
+            carried.push(link.carried().0);
+            let quiet = carried.iter().rev().take(5).all(|bytes| carried.last() == Some(bytes));
+            let (long, worker) = (carried.len() > 5, &worker);
+            async move {
+                let idle = worker.metrics().await.sum("inferq_jobs_in_hand") == Some(0.0);
+                (idle && quiet && long).then_some(())
+            }
+        })
+        .await;
+        link.cut();
+        let connects = 2.0 * f64::from(number + 2);
+        eventually("both connections to be made again", || async {
+            (worker.metrics().await.sum("inferq_connects_total") == Some(connects)).then_some(())
+        })
+        .await;
+        worker.ready_again().await;
+    }
+    let last = producer.call(numbered(&scene, CUTS)).await;
+    let metrics = worker.metrics().await;
+    worker.drain().await;
+
+    assert_eq!(last.status(), "OK");
+    assert_eq!(value(&metrics, "inferq_deliveries_total"), f64::from(CUTS) + 1.0);
+}
+
+/// Row 19. The broker closes the whole channel for such a reply, and would again.
+#[tokio::test]
+async fn a_reply_that_the_broker_finds_too_big_costs_only_its_own_job_its_answer() {
+    const JOBS: u16 = 60;
+    let big = Request::new([Tensor::fp32("x", &[[1.0, 2.0, 3.0, 4.0]; 2_000])]).msgpack();
+    // The reply names the model and its version, which the job need not.
+    let limit = big.bytes.len() + 8;
+    let broker = Broker::with(&format!("max_message_size = {limit}\n"));
+    let scene = Scene::at(broker.uri());
+    let worker = scene
+        .worker("slow,affine")
+        .env("INFERQ_BATCH__ROWS_MAX", "4")
+        .start()
+        .await;
+    let mut producer = scene.producer().await;
+
+    let job = || scene.job("affine", big.clone());
+    let jobs = (0..JOBS).map(|number| numbered(&scene, number));
+    let (first, second) = (job().message_id("first"), job().message_id("second"));
+    producer.send_all(jobs).await;
+    let answers = [producer.call(first).await, producer.call(second).await];
+    let replies = all_answered(&mut producer, JOBS).await;
+    let letters = scene.dead_letters("affine", 2).await;
+    let metrics = worker.metrics().await;
+    worker.drain().await;
+
+    for answer in answers {
+        let sentence = answer.error("INTERNAL");
+        assert!(sentence.contains("message size"), "{sentence}");
+    }
+    assert!(replies >= usize::from(JOBS));
+    for letter in letters {
+        assert_eq!(letter.header("inferq-error-code").as_deref(), Some("INTERNAL"));
+        assert_eq!(letter.body, big.bytes);
+    }
+    assert_eq!(
+        value(&metrics, "inferq_deliveries_total"),
+        f64::from(JOBS) + 2.0,
+        "no job went back to its queue because of another's reply"
+    );
+    scene.nothing_is_left("slow").await;
+    scene.until_waiting(&scene.queue("affine"), 0).await;
+}
+
+/// Row 9. Only the exchange of the dead letters can be missing: replies go through the default exchange.
+#[tokio::test]
+async fn a_dead_letter_whose_exchange_is_gone_closes_the_channel_once_and_nobody_notices() {
+    const JOBS: u16 = 60;
+    let scene = Scene::new();
+    let worker = scene
+        .worker("slow,affine")
+        .env("INFERQ_BATCH__ROWS_MAX", "4")
+        .start()
+        .await;
+    let mut producer = scene.producer().await;
+
+    let (connection, channel) = scene.open().await;
+    let dead = format!("{}.dead", scene.prefix);
+    let deleted = channel
+        .exchange_delete(dead.as_str().into(), ExchangeDeleteOptions::default())
+        .await;
+    deleted.expect("the exchange is ours");
+    connection.close(200, "done".into()).await.ok();
+    producer
+        .send_all((0..JOBS).map(|number| numbered(&scene, number)))
+        .await;
+    let bad = Request::new([Tensor::fp32("wrong", &[[0.0; 4]])]).msgpack();
+    producer.send(scene.job("affine", bad).fire_and_forget()).await;
+    let replies = all_answered(&mut producer, JOBS).await;
+    let letters = scene.dead_letters("affine", 1).await;
+    let metrics = worker.metrics().await;
+    worker.drain().await;
+
+    assert!(replies >= usize::from(JOBS));
+    assert_eq!(
+        letters[0].header("inferq-error-code").as_deref(),
+        Some("INVALID_ARGUMENT")
+    );
+    assert_eq!(
+        value(&metrics, "inferq_connects_total"),
+        2.0,
+        "a channel was lost, and no connection"
+    );
+    assert_eq!(value(&metrics, "inferq_deliveries_total"), f64::from(JOBS) + 1.0);
+    scene.until_waiting(&scene.queue("slow"), 0).await;
+}
+
+/// Row 9, where the worker is not to declare anything. Nobody else waits for it, and the job is not lost.
+#[tokio::test]
+async fn a_dead_letter_whose_exchange_stays_gone_keeps_its_job_in_the_queue() {
+    let scene = Scene::new();
+    scene.declare("affine").await;
+    let worker = scene.worker("affine").env("INFERQ_TOPOLOGY__MODE", "off").start().await;
+    let mut producer = scene.producer().await;
+
+    let (connection, channel) = scene.open().await;
+    let dead = format!("{}.dead", scene.prefix);
+    let deleted = channel
+        .exchange_delete(dead.as_str().into(), ExchangeDeleteOptions::default())
+        .await;
+    deleted.expect("the exchange is ours");
+    connection.close(200, "done".into()).await.ok();
+    let bad = Request::new([Tensor::fp32("wrong", &[[0.0; 4]])]).msgpack();
+    producer
+        .send(scene.job("affine", bad).message_id("bad").fire_and_forget())
+        .await;
+    worker
+        .logged("the fault to be told", |line| {
+            line.contains("was not taken by exchange").then_some(())
+        })
+        .await;
+    let good = || Request::new([Tensor::fp32("x", &[[0.5; 4]])]).msgpack();
+    let reply = producer.call(scene.job("affine", good())).await;
+    worker.drain().await;
+    // Whoever brings the exchange back finds the job among the dead letters, or a worker takes it there.
+    let second = scene.worker("affine").start().await;
+    let letters = scene.dead_letters("affine", 1).await;
+    second.drain().await;
+
+    assert_eq!(reply.status(), "OK");
+    let id = letters[0].properties.message_id().as_ref().map(ToString::to_string);
+    assert_eq!(id.as_deref(), Some("bad"));
 }
