@@ -105,15 +105,38 @@ impl Job {
 /// A job and the lane it is for, or the answer that says why it is none.
 pub type Decoded = Result<(Job, Sender<Job>), Box<Answer>>;
 
+/// One moment on both clocks. Deadlines come in wall time and are kept on the monotonic clock.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    pub now: Instant,
+    /// Since 1970-01-01 UTC.
+    pub unix: Duration,
+}
+
+impl Moment {
+    pub fn now() -> Self {
+        Self {
+            now: Instant::now(),
+            unix: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+        }
+    }
+}
+
 /// Turns a delivery into a job for one of the model's lanes, or into the answer that says why not.
 pub fn decode(delivery: Delivery, served: &Served, limits: &Limits) -> Decoded {
+    // The wall clock is read now, so now is what it is compared with: the delivery may have waited for memory.
+    decode_at(Moment::now(), delivery, served, limits)
+}
+
+/// As [`decode`], at a moment that is given.
+pub fn decode_at(moment: Moment, delivery: Delivery, served: &Served, limits: &Limits) -> Decoded {
     let mut envelope = Box::new(Envelope::new(
         delivery,
         served.name.clone(),
         served.default_version,
         served.metrics.clone(),
     ));
-    match admit(&mut envelope, served, limits) {
+    match admit(moment, &mut envelope, served, limits) {
         Ok((lane, jobs, content)) => {
             let job = Job {
                 envelope,
@@ -186,7 +209,12 @@ struct Content {
 
 type Admitted<'a> = (&'a Arc<Lane>, &'a Sender<Job>, Content);
 
-fn admit<'a>(envelope: &mut Envelope, served: &'a Served, limits: &Limits) -> Result<Admitted<'a>, JobError> {
+fn admit<'a>(
+    moment: Moment,
+    envelope: &mut Envelope,
+    served: &'a Served,
+    limits: &Limits,
+) -> Result<Admitted<'a>, JobError> {
     envelope.encoding = encoding(&envelope.properties)?;
     if envelope.body.len() > limits.body_bytes_max {
         return Err(JobError::BodyTooLarge {
@@ -199,13 +227,11 @@ fn admit<'a>(envelope: &mut Envelope, served: &'a Served, limits: &Limits) -> Re
             deliveries: envelope.delivery_count,
         });
     }
-    // The wall clock is read now, so now is what it is compared with: the delivery may have waited for memory.
-    let now = Instant::now();
-    envelope.deadline = deadline(&envelope.properties, now, unix_now())?;
+    envelope.deadline = deadline(&envelope.properties, moment)?;
     if let Some(deadline) = envelope.deadline
-        && deadline <= now
+        && deadline <= moment.now
     {
-        return Err(late(deadline, now));
+        return Err(late(deadline, moment.now));
     }
     let (lane, jobs) = lane(envelope, served)?;
     envelope.version.clone_from(&lane.version);
@@ -245,8 +271,8 @@ pub fn encoding(properties: &BasicProperties) -> Result<Encoding, WireError> {
 
 /// The deadline on the monotonic clock, so that a step of the wall clock expires nothing later on.
 ///
-/// A deadline behind `now`, which is the moment of `unix_now`, comes back as `now` or earlier, as far as the clock reaches.
-fn deadline(properties: &BasicProperties, now: Instant, unix_now: Duration) -> Result<Option<Instant>, JobError> {
+/// A deadline behind the moment comes back as that or earlier, as far as the clock reaches.
+fn deadline(properties: &BasicProperties, moment: Moment) -> Result<Option<Instant>, JobError> {
     const HEADER: &str = "inferq-deadline";
     let Some(value) = header(properties, HEADER) else {
         return Ok(None);
@@ -259,15 +285,12 @@ fn deadline(properties: &BasicProperties, now: Instant, unix_now: Duration) -> R
             allowed: "a long, milliseconds since 1970-01-01 UTC",
         })?;
     let deadline = Duration::from_millis(unix_ms);
-    Ok(Some(if deadline >= unix_now {
-        now.checked_add(deadline - unix_now).unwrap_or(now + FOREVER)
+    let Moment { now, unix } = moment;
+    Ok(Some(if deadline >= unix {
+        now.checked_add(deadline - unix).unwrap_or(now + FOREVER)
     } else {
-        now.checked_sub(unix_now - deadline).unwrap_or(now)
+        now.checked_sub(unix - deadline).unwrap_or(now)
     }))
-}
-
-fn unix_now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 fn lane<'a>(envelope: &Envelope, served: &'a Served) -> Result<&'a (Arc<Lane>, Sender<Job>), JobError> {

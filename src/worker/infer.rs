@@ -132,7 +132,7 @@ impl Inference {
     ///
     /// # Errors
     /// The device is lost; the jobs are dropped unsettled and go back to the broker.
-    fn execute(&mut self, mut batch: Batch, answers: &mut Vec<Answer>) -> Result<(), String> {
+    pub(super) fn execute(&mut self, mut batch: Batch, answers: &mut Vec<Answer>) -> Result<(), String> {
         let started = Instant::now();
         match self.run_batch(&batch.jobs) {
             Ok(runs) => {

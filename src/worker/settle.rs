@@ -100,22 +100,25 @@ impl Settler {
     pub async fn run(mut self, channel: Channel) -> Result<(), lapin::Error> {
         while let Some((tag, verdict)) = self.settled.recv().await {
             self.window.settle(tag, verdict);
-            while let Ok((tag, verdict)) = self.settled.try_recv() {
-                self.window.settle(tag, verdict);
-            }
-            for frame in self.window.flush() {
+            for frame in self.frames() {
                 send(&channel, frame).await?;
             }
         }
         Ok(())
     }
 
+    /// What to tell the broker now.
+    pub fn frames(&mut self) -> Vec<Frame> {
+        while let Ok((tag, verdict)) = self.settled.try_recv() {
+            self.window.settle(tag, verdict);
+        }
+        self.window.flush()
+    }
+
     /// What receipts have been used for since the last call.
     #[cfg(test)]
-    pub fn verdicts(&mut self) -> Vec<Verdict> {
-        std::iter::from_fn(|| self.settled.try_recv().ok())
-            .map(|(_, verdict)| verdict)
-            .collect()
+    pub fn told(&mut self) -> Vec<(DeliveryTag, Verdict)> {
+        std::iter::from_fn(|| self.settled.try_recv().ok()).collect()
     }
 }
 

@@ -119,7 +119,8 @@ impl Jobs {
 
     /// What was settled since the last call, in the order it was.
     pub fn verdicts(&mut self) -> Vec<Verdict> {
-        self.settler.as_mut().map_or_else(Vec::new, Settler::verdicts)
+        let told = self.settler.as_mut().map_or_else(Vec::new, Settler::told);
+        told.into_iter().map(|(_, verdict)| verdict).collect()
     }
 
     /// As if the channel had closed.

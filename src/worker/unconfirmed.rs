@@ -175,6 +175,11 @@ impl Unconfirmed {
         strays
     }
 
+    #[cfg(test)]
+    pub fn address(&self, number: Number) -> Option<&Address> {
+        self.waiting.get(&number).map(|waiting| &waiting.address)
+    }
+
     /// Everything that is still under way.
     pub fn into_parcels(self) -> impl Iterator<Item = Box<Parcel>> {
         self.waiting.into_values().map(|waiting| waiting.parcel)
@@ -248,7 +253,7 @@ mod tests {
         }
 
         fn address(&self, number: Number) -> Address {
-            self.unconfirmed.waiting[&number].address.clone()
+            self.unconfirmed.address(number).unwrap().clone()
         }
 
         fn ack(&self, number: Number, carries: Option<Number>) -> Told {

@@ -37,7 +37,7 @@ fn refusal(jobs: &Jobs, body: &str) -> String {
 }
 
 fn ms_from_now(ms: i64) -> i64 {
-    i64::try_from(unix_now().as_millis()).unwrap() + ms
+    i64::try_from(Moment::now().unix.as_millis()).unwrap() + ms
 }
 
 #[test]
