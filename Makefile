@@ -1,6 +1,6 @@
 # Everything here sets up what it needs: a Rust toolchain, git and make are enough on Debian and Ubuntu.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test chaos lint models clean
+.PHONY: help setup build demo test chaos soak lint models clean
 
 TRAIN := target/train
 
@@ -24,6 +24,11 @@ test: setup ## Run all tests against private brokers
 # INFERQ_TEST_CHAOS_SECONDS and INFERQ_TEST_CHAOS_SEED say how long and which faults; each run prints its own.
 chaos: setup ## Let broker, workers and network fail for five minutes, and count what was lost
 	INFERQ_TEST_CHAOS_SECONDS=$${INFERQ_TEST_CHAOS_SECONDS:-300} cargo test --locked --test it chaos::whatever -- --nocapture
+
+# Other schedules each time; `tests/README.md` says how one of them is run again.
+soak: ## Run three million simulated schedules, or INFERQ_TEST_SCHEDULES
+	INFERQ_TEST_FIRST=$${INFERQ_TEST_FIRST:-$$(date +%s)000000} INFERQ_TEST_SCHEDULES=$${INFERQ_TEST_SCHEDULES:-3000000} \
+	  cargo test --locked --profile soak --lib no_schedule -- --nocapture
 
 lint: ## Check format, lints, documentation, dependencies, scripts and the tree
 	@scripts/setup lint

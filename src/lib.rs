@@ -28,6 +28,8 @@
 //! back, in a process of its own), `src/worker/watch.rs` (runs that take too long), `src/worker/coalesce.rs` (fewer wake-ups
 //! under load).
 //!
+//! For tests only: `src/worker/simulation/`, which runs these rules against a model broker in schedules drawn from seeds.
+//!
 //! Around it: `src/wire/` the messages; `src/broker/` connections and topology; `src/model/` what a repository holds;
 //! `src/client/` the producer's side; `src/cli/` one file a subcommand; `src/telemetry/` metrics, health, logs;
 //! `src/config.rs` and `src/error.rs` one home each.

@@ -20,6 +20,8 @@ pub mod reply;
 pub mod settle;
 pub mod sift;
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod testing;
 pub mod unconfirmed;
 pub mod watch;

@@ -1,0 +1,47 @@
+//! What schedules are for.
+
+/// What a schedule is for; one in which nothing of it happens proves nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    Enqueued,
+    Returned,
+    Refused,
+    /// A confirm carries the return of another message.
+    CarriedByAnother,
+    /// A refusal carries a return.
+    CarriedByRefusal,
+    Redelivered,
+    SharedBatch,
+    Sliced,
+    Expired,
+    Exhausted,
+    Requeued,
+    DroppedByBroker,
+    MemoryShort,
+    AckLost,
+    ConfirmLost,
+    Died,
+    Drained,
+}
+
+impl Event {
+    pub const ALL: [Self; 17] = [
+        Self::Enqueued,
+        Self::Returned,
+        Self::Refused,
+        Self::CarriedByAnother,
+        Self::CarriedByRefusal,
+        Self::Redelivered,
+        Self::SharedBatch,
+        Self::Sliced,
+        Self::Expired,
+        Self::Exhausted,
+        Self::Requeued,
+        Self::DroppedByBroker,
+        Self::MemoryShort,
+        Self::AckLost,
+        Self::ConfirmLost,
+        Self::Died,
+        Self::Drained,
+    ];
+}

@@ -1,0 +1,525 @@
+//! One worker: the real rules, called step by step where its tasks would call them.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastrand::Rng;
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::{self, Receiver};
+use tokio::time::Instant;
+
+use super::super::batch::{Batch, Batcher};
+use super::super::consume::Delivery;
+use super::super::decode::{Envelope, Job, Lane, Limits, Moment, Served, decode_at, header};
+use super::super::infer::{Engine, Inference};
+use super::super::message::{Author, Message};
+use super::super::plan::{Fate, Next, Parcel, Plan};
+use super::super::reply::Answer;
+use super::super::settle::{Receipts, Settler, generation};
+use super::super::unconfirmed::{Address, Unconfirmed};
+use super::super::watch::Watched;
+use super::super::{Fatal, WorkerError};
+use super::arithmetic::Arithmetic;
+use super::broker::{Broker, Consuming, Publishing};
+use super::event::Event;
+use super::messages::{MODEL, message_id, queue_name};
+use super::mutants::Mutant;
+use super::oracle::{AttemptNumber, Checked, ISOLATED_AFTER, Oracle};
+use super::schedule::{BODY_BYTES_MAX, Kind, ReplyTo, Setting};
+use crate::broker::backoff::Backoff;
+use crate::broker::topology::Names;
+use crate::telemetry::metrics::Metrics;
+
+/// A worker process.
+pub struct Worker {
+    setting: Setting,
+    mutant: Option<Mutant>,
+    metrics: Arc<Metrics>,
+    memory: Arc<Semaphore>,
+    served: Served,
+    lane: Receiver<Job>,
+    batcher: Batcher,
+    running: Option<Batch>,
+    inference: Inference,
+    answers: VecDeque<Vec<Answer>>,
+    plan: Plan,
+    refused: Vec<(Instant, Box<Parcel>, Message)>,
+    consuming: Option<(Consuming, Receipts, Settler)>,
+    publishing: Option<(Publishing, Unconfirmed)>,
+    /// Those of lost channels, for a worker that confuses them.
+    old: Vec<Settler>,
+    consume_backoff: Backoff,
+    consume_again: Option<Instant>,
+    publish_again: Option<Instant>,
+    publish_backoff: Backoff,
+    pub draining: bool,
+}
+
+/// What a step may look at besides the worker.
+pub struct World<'a> {
+    pub broker: &'a mut Broker,
+    pub oracle: &'a mut Oracle,
+    pub moment: Moment,
+    /// How far the wall clock has been put forward.
+    pub ahead: Duration,
+    pub rng: &'a mut Rng,
+}
+
+/// The process is gone.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Died;
+
+impl Worker {
+    pub fn new(setting: &Setting, metrics: &Arc<Metrics>, mutant: Option<Mutant>) -> Self {
+        let engine = Arithmetic::new(false, mutant);
+        let lane = Arc::new(Lane {
+            model: MODEL.into(),
+            version: "1".to_owned(),
+            signature: engine.signature().clone(),
+            batching: true,
+            rows_max: setting.rows_max,
+            metrics: metrics.lane(MODEL, "1"),
+        });
+        let (jobs, lane_receiver) = mpsc::channel(LANE_MAX);
+        let (idle, _) = mpsc::channel(1);
+        let (answers, _) = mpsc::channel(1);
+        let (fatal, _) = mpsc::channel::<WorkerError>(1);
+        Self {
+            memory: Arc::new(Semaphore::new(setting.memory_bytes)),
+            served: Served {
+                name: MODEL.into(),
+                lanes: [(1, (lane.clone(), jobs))].into(),
+                default_version: 1,
+                metrics: metrics.model(MODEL),
+            },
+            lane: lane_receiver,
+            batcher: Batcher::new(setting.rows_max, true),
+            running: None,
+            inference: Inference {
+                engine: Box::new(engine),
+                lane,
+                // What starts processes is no part of this: `Arithmetic` does as if.
+                model: PathBuf::new(),
+                isolation: None,
+                isolated: None,
+                watched: Watched::default(),
+                run_max: Duration::MAX,
+                reply_bytes_max: 64 * 1024,
+                idle,
+                answers,
+                fatal: Fatal(fatal),
+            },
+            answers: VecDeque::new(),
+            plan: Plan {
+                author: Author {
+                    names: Names::new("inferq"),
+                    worker: "simulated".to_owned(),
+                },
+                unroutable: setting.unroutable,
+                uncounted: setting.classic,
+                metrics: metrics.reply.clone(),
+            },
+            refused: Vec::new(),
+            consuming: None,
+            publishing: None,
+            old: Vec::new(),
+            consume_backoff: Backoff::new(RECONNECT_MAX),
+            publish_backoff: Backoff::new(RECONNECT_MAX),
+            consume_again: None,
+            publish_again: None,
+            draining: false,
+            setting: setting.clone(),
+            metrics: metrics.clone(),
+            mutant,
+        }
+    }
+
+    fn has(&self, mutant: Mutant) -> bool {
+        self.mutant == Some(mutant)
+    }
+
+    pub fn consuming(&mut self) -> Option<&mut Consuming> {
+        self.consuming.as_mut().map(|(consuming, ..)| consuming)
+    }
+
+    pub fn publishing(&mut self) -> Option<&mut Publishing> {
+        self.publishing.as_mut().map(|(publishing, _)| publishing)
+    }
+
+    /// Opens the channels that are missing, once their back-off is over.
+    pub fn reopen(&mut self, now: Instant) {
+        if self.consuming.is_none() && !self.draining && self.consume_again.is_none_or(|again| again <= now) {
+            let (receipts, settler) = generation(self.setting.prefetch, self.metrics.receipts.clone());
+            self.consuming = Some((Consuming::new(), receipts, settler));
+        }
+        if self.publishing.is_none() && self.publish_again.is_none_or(|again| again <= now) {
+            self.publishing = Some((Publishing::default(), Unconfirmed::default()));
+        }
+    }
+
+    /// `Consume::serve` and `Consume::take`.
+    pub fn take(&mut self, count: usize, world: &mut World<'_>) -> Checked {
+        for _ in 0..count {
+            let Some((consuming, receipts, _)) = &mut self.consuming else {
+                return Ok(());
+            };
+            let Some((tag, number)) = consuming.deliveries.front().copied() else {
+                // The end of the stream.
+                if !consuming.open || consuming.cancelled && !self.draining {
+                    self.lose_consuming(world)?;
+                }
+                return Ok(());
+            };
+            let attempt = &world.oracle.attempts[number];
+            let job = &world.oracle.jobs[attempt.job];
+            let bytes = u32::try_from(job.body.len()).unwrap_or(u32::MAX);
+            let memory = match self.memory.clone().try_acquire_many_owned(bytes) {
+                _ if job.body.len() > BODY_BYTES_MAX => None,
+                Ok(memory) if self.mutant == Some(Mutant::MemoryKept) => {
+                    memory.forget();
+                    None
+                }
+                Ok(memory) => Some(memory),
+                Err(_) => {
+                    // Waits until a job is settled.
+                    world.oracle.saw(Event::MemoryShort);
+                    return Ok(());
+                }
+            };
+            // The stage after it would be waited for as well.
+            if self.answers.len() >= ANSWERS_MAX {
+                return Ok(());
+            }
+            consuming.deliveries.pop_front();
+            let delivery = Delivery {
+                properties: properties(number, world.oracle),
+                body: job.body.clone(),
+                redelivered: attempt.redelivered && self.mutant != Some(Mutant::RedeliveryForgotten),
+                arrived: world.moment.now,
+                receipt: receipts.receipt(tag),
+                memory,
+            };
+            if let Some(unix_ms) = job.deadline_unix_ms {
+                let ms = unix_ms - i64::try_from(world.moment.unix.as_millis()).unwrap_or(i64::MAX);
+                let ahead = Duration::from_millis(ms.unsigned_abs());
+                let now = world.moment.now;
+                world.oracle.attempts[number].deadline = Some(if ms >= 0 { now + ahead } else { now - ahead });
+            }
+            let limits = Limits {
+                body_bytes_max: BODY_BYTES_MAX,
+                delivery_limit: if self.setting.classic {
+                    u64::MAX
+                } else {
+                    self.setting.delivery_limit
+                },
+            };
+            match decode_at(world.moment, delivery, &self.served, &limits) {
+                Ok((job, lane)) => {
+                    if lane.try_send(job).is_err() {
+                        return Err("the lane of the simulated worker is too short".to_owned());
+                    }
+                }
+                Err(answer) => self.answer(vec![*answer], world)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers on their way to the publishing task.
+    fn answer(&mut self, answers: Vec<Answer>, world: &mut World<'_>) -> Checked {
+        for answer in &answers {
+            world
+                .oracle
+                .answered(attempt(&answer.envelope), answer.outcome.status(), world.moment.now)?;
+        }
+        self.answers.push_back(answers);
+        Ok(())
+    }
+
+    /// `batch::run`: an idle engine takes all that has arrived.
+    pub fn batch(&mut self, world: &mut World<'_>) -> Checked {
+        if self.running.is_some() || self.answers.len() >= ANSWERS_MAX {
+            return Ok(());
+        }
+        while !self.batcher.is_full() && self.batcher.push(self.lane.try_recv().ok()) {}
+        let now = match self.mutant {
+            Some(Mutant::DeadlineOnWallClock) => world.moment.now + world.ahead,
+            _ => world.moment.now,
+        };
+        let (batch, expired) = self.batcher.take(now);
+        if !expired.is_empty() {
+            self.answer(expired, world)?;
+        }
+        if let Some(batch) = &batch {
+            let attempts: Vec<_> = batch.jobs.iter().map(|job| attempt(&job.envelope)).collect();
+            world.oracle.batch(&attempts, world.moment.now)?;
+        }
+        self.running = batch;
+        Ok(())
+    }
+
+    /// The engine's thread.
+    pub fn run(&mut self, world: &mut World<'_>) -> Checked<Result<(), Died>> {
+        if self.answers.len() >= ANSWERS_MAX {
+            return Ok(Ok(()));
+        }
+        let Some(batch) = self.running.take() else {
+            return Ok(Ok(()));
+        };
+        let isolated = matches!(&batch.jobs[..], [job] if job.envelope.delivery_count >= ISOLATED_AFTER);
+        self.inference.engine = Box::new(Arithmetic::new(isolated, self.mutant));
+        let mut answers = Vec::new();
+        let ran = self.inference.execute(batch, &mut answers);
+        if let Some(mutant) = self.mutant {
+            mutant.answers(&mut answers);
+        }
+        // Also when the device was lost on the way.
+        self.answer(answers, world)?;
+        Ok(ran.map_err(|_| Died))
+    }
+
+    /// `Reply::publish`, where it takes answers.
+    pub fn reply(&mut self, world: &mut World<'_>) {
+        let Some((_, unconfirmed)) = &self.publishing else {
+            return;
+        };
+        if unconfirmed.len() + self.refused.len() >= self.setting.unconfirmed_max {
+            return;
+        }
+        for answer in self.answers.pop_front().unwrap_or_default() {
+            let next = self.plan.start(answer);
+            self.follow(next, world);
+        }
+    }
+
+    /// Offers again what was refused, once its time has come.
+    pub fn retry(&mut self, world: &mut World<'_>) {
+        if self.publishing.is_none() {
+            return;
+        }
+        let now = world.moment.now;
+        let (due, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.refused)
+            .into_iter()
+            .partition(|(again, ..)| *again <= now);
+        self.refused = rest;
+        for (_, parcel, message) in due {
+            self.follow(Next::Publish(parcel, message), world);
+        }
+    }
+
+    fn follow(&mut self, next: Next, world: &mut World<'_>) {
+        match next {
+            Next::Publish(parcel, message) => {
+                let Some((publishing, unconfirmed)) = &mut self.publishing else {
+                    return parcel.give_back();
+                };
+                let number = attempt(&parcel.envelope);
+                if self.mutant == Some(Mutant::AckBeforeConfirm) {
+                    publishing.wire.push_back((world.rng.u64(..), number, message));
+                    let next = self.plan.after(parcel, Fate::Confirmed, 0.0);
+                    return self.follow(next, world);
+                }
+                let place = unconfirmed.hold(parcel, Address::of(&message), world.moment.now);
+                if !publishing.closed {
+                    publishing.wire.push_back((place, number, message));
+                }
+            }
+            Next::PublishAfter(wait, parcel, message) => {
+                self.refused.push((world.moment.now + wait, parcel, message));
+            }
+            Next::Settled => {}
+        }
+    }
+
+    /// `Flight::landed` and what `Reply::publish` makes of it.
+    pub fn land(&mut self, world: &mut World<'_>) -> Checked {
+        let Some((publishing, unconfirmed)) = &mut self.publishing else {
+            return Ok(());
+        };
+        let closed = publishing.closed;
+        let mut confirms = std::mem::take(&mut publishing.confirms);
+        world.rng.shuffle(&mut confirms);
+        if self.mutant == Some(Mutant::AckBeforeConfirm) {
+            confirms.clear();
+        }
+        if let Some(mutant) = self.mutant {
+            for confirm in &mut confirms {
+                let address = unconfirmed.address(confirm.number).cloned();
+                mutant.confirm(confirm, address);
+            }
+        }
+        let (landed, strays) = unconfirmed.confirm(confirms);
+        if !strays.is_empty() {
+            return Err(format!("I1: a return that nobody waits for: {strays:?}"));
+        }
+        for landed in landed {
+            let next = self.plan.after(landed.parcel, landed.fate, world.rng.f64());
+            self.follow(next, world);
+        }
+        if closed {
+            self.lose_publishing(world);
+        }
+        Ok(())
+    }
+
+    /// `Reply::publish`, where it ends.
+    fn lose_publishing(&mut self, world: &mut World<'_>) {
+        let Some((_, unconfirmed)) = self.publishing.take() else {
+            return;
+        };
+        for parcel in unconfirmed.into_parcels() {
+            if self.has(Mutant::LostChannelConfirms) {
+                self.plan.after(parcel, Fate::Confirmed, 0.0);
+            } else {
+                parcel.give_back();
+            }
+        }
+        for (_, parcel, _) in self.refused.drain(..) {
+            if self.mutant != Some(Mutant::RefusedDropped) {
+                parcel.give_back();
+            }
+        }
+        let wait = self.publish_backoff.next(world.rng.f64());
+        self.publish_again = Some(world.moment.now + wait);
+    }
+
+    /// `Settler::run`.
+    pub fn settle(&mut self, world: &mut World<'_>) -> Checked {
+        let Some((consuming, _, settler)) = &mut self.consuming else {
+            return Ok(());
+        };
+        let frames = match self.mutant {
+            Some(mutant) => mutant.frames(settler, &mut self.old),
+            None => settler.frames(),
+        };
+        if consuming.open {
+            consuming.frames.extend(frames);
+        } else if !frames.is_empty() {
+            self.lose_consuming(world)?;
+        }
+        Ok(())
+    }
+
+    /// The end of `Consume::serve`.
+    fn lose_consuming(&mut self, world: &mut World<'_>) -> Checked {
+        let Some((mut consuming, receipts, settler)) = self.consuming.take() else {
+            return Ok(());
+        };
+        drop(receipts);
+        if self.has(Mutant::OldGenerationSettles) {
+            self.old.push(settler);
+        }
+        // Of a consumer that the broker cancelled the channel is still there: what was sent on it arrives.
+        world.broker.take_frames(&mut consuming, usize::MAX, world.oracle)?;
+        world.broker.close_consuming(&mut consuming, world.oracle);
+        let wait = self.consume_backoff.next(world.rng.f64());
+        self.consume_again = Some(world.moment.now + wait);
+        Ok(())
+    }
+
+    /// The connection is gone, or the process.
+    pub fn disconnect(mut self, routed: usize, world: &mut World<'_>) -> Checked {
+        if let Some((publishing, _)) = &mut self.publishing {
+            world.broker.route(publishing, routed, world.oracle)?;
+        }
+        if let Some((consuming, ..)) = &mut self.consuming {
+            world.broker.take_frames(consuming, routed, world.oracle)?;
+            world.broker.close_consuming(consuming, world.oracle);
+        }
+        Ok(())
+    }
+
+    /// SIGTERM.
+    pub fn drain(&mut self) {
+        self.draining = true;
+        if let Some((consuming, ..)) = &mut self.consuming {
+            consuming.cancelled = true;
+        }
+        if self.has(Mutant::DrainDropsBatch) {
+            while self.lane.try_recv().is_ok() {}
+            self.batcher = Batcher::new(self.setting.rows_max, true);
+        }
+    }
+
+    /// Whether every stage has run dry.
+    pub fn is_dry(&self) -> bool {
+        let consumed = self
+            .consuming
+            .as_ref()
+            .is_none_or(|(consuming, ..)| consuming.deliveries.is_empty());
+        let published = self
+            .publishing
+            .as_ref()
+            .is_none_or(|(_, unconfirmed)| unconfirmed.is_empty());
+        let idle = self.lane.is_empty() && !self.batcher.has_jobs() && self.running.is_none();
+        consumed && idle && self.answers.is_empty() && published && self.refused.is_empty()
+    }
+
+    /// The end of a drain: the last acks, and the channel is closed.
+    pub fn leave_dry(mut self, world: &mut World<'_>) -> Checked {
+        self.settle(world)?;
+        let Some((mut consuming, ..)) = self.consuming.take() else {
+            return Ok(());
+        };
+        if consuming.open {
+            world.broker.take_frames(&mut consuming, usize::MAX, world.oracle)?;
+            if consuming.unacked() > 0 {
+                return Err(format!(
+                    "I6: a drained worker leaves {} jobs unsettled",
+                    consuming.unacked()
+                ));
+            }
+        }
+        world.broker.close_consuming(&mut consuming, world.oracle);
+        if self.memory.available_permits() != self.setting.memory_bytes {
+            return Err("I3: a worker without jobs accounts for memory".to_owned());
+        }
+        world.oracle.saw(Event::Drained);
+        Ok(())
+    }
+}
+
+/// The attempt that an envelope belongs to.
+fn attempt(envelope: &Envelope) -> AttemptNumber {
+    match header(&envelope.properties, ATTEMPT) {
+        Some(AMQPValue::LongLongInt(number)) => usize::try_from(*number).expect("it was one"),
+        _ => unreachable!("every simulated delivery has it"),
+    }
+}
+
+fn properties(number: AttemptNumber, oracle: &Oracle) -> BasicProperties {
+    let attempt = &oracle.attempts[number];
+    let job = &oracle.jobs[attempt.job];
+    let mut headers = FieldTable::default();
+    let number = i64::try_from(number).expect("there are few");
+    headers.insert(ATTEMPT.into(), AMQPValue::LongLongInt(number));
+    if attempt.count > 0 {
+        let count = i64::try_from(attempt.count).expect("there are few");
+        headers.insert("x-delivery-count".into(), AMQPValue::LongLongInt(count));
+    }
+    if let Some(ms) = job.deadline_unix_ms {
+        headers.insert("inferq-deadline".into(), AMQPValue::LongLongInt(ms));
+    }
+    if job.kind == Kind::UnknownVersion {
+        headers.insert("inferq-model-version".into(), AMQPValue::LongLongInt(9));
+    }
+    let properties = BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_message_id(message_id(job.twin_of))
+        .with_correlation_id(message_id(job.twin_of))
+        .with_headers(headers);
+    match job.reply_to {
+        ReplyTo::Nobody => properties,
+        ReplyTo::Queue(queue) => properties.with_reply_to(queue_name(queue).into()),
+    }
+}
+
+const ATTEMPT: &str = "simulated-attempt";
+/// `ANSWERS_QUEUED_MAX` of the worker, but short enough to be full at times.
+const ANSWERS_MAX: usize = 3;
+const LANE_MAX: usize = 512;
+const RECONNECT_MAX: Duration = Duration::from_secs(5);
