@@ -1,6 +1,7 @@
 //! Why a job is not answered with a result, and how any error is shown.
 
 use std::error::Error;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::wire::error::WireError;
 use crate::wire::status::Status;
@@ -76,9 +77,19 @@ pub enum JobError {
     Exhausted { deliveries: u64 },
     #[error("{0}")]
     Unavailable(String),
+    #[error("the worker panicked while {doing}, which is a mistake of the worker")]
+    Panicked { doing: &'static str },
 }
 
 impl JobError {
+    /// Does a piece of work for one job. Should it panic, that costs this job its answer and nobody else anything.
+    ///
+    /// # Errors
+    /// Those of the work, or `Panicked`.
+    pub fn contain<T>(doing: &'static str, work: impl FnOnce() -> Result<T, Self>) -> Result<T, Self> {
+        catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(Self::Panicked { doing }))
+    }
+
     /// The `inferq-status` that the error stands for; what becomes of the job follows from it.
     pub fn status(&self) -> Status {
         match self {
@@ -98,7 +109,9 @@ impl JobError {
             | Self::ReplyTooLarge { .. } => Status::InvalidArgument,
             Self::Version { .. } => Status::NotFound,
             Self::Deadline { .. } => Status::DeadlineExceeded,
-            Self::Failed(_) | Self::ReplyRefused { .. } | Self::Exhausted { .. } => Status::Internal,
+            Self::Failed(_) | Self::ReplyRefused { .. } | Self::Exhausted { .. } | Self::Panicked { .. } => {
+                Status::Internal
+            }
             Self::Unavailable(_) => Status::Unavailable,
         }
     }
@@ -207,6 +220,7 @@ mod tests {
             (JobError::ReplyRefused { said: text("too big") }, Status::Internal),
             (JobError::Exhausted { deliveries: 10 }, Status::Internal),
             (JobError::Unavailable(text("no memory")), Status::Unavailable),
+            (JobError::Panicked { doing: "reading" }, Status::Internal),
         ];
         let invalid = invalid_arguments()
             .into_iter()
@@ -219,6 +233,15 @@ mod tests {
         for (error, status) in every_error() {
             assert_eq!(error.status(), status, "{error}");
         }
+    }
+
+    #[test]
+    fn a_panic_becomes_the_error_of_its_job() {
+        let good = JobError::contain("counting", || Ok(7));
+        let bad = JobError::contain::<()>("counting", || panic!("on purpose, for the test"));
+
+        assert!(matches!(good, Ok(7)));
+        assert!(bad.unwrap_err().to_string().contains("panicked while counting"));
     }
 
     #[test]

@@ -18,6 +18,14 @@ impl Backoff {
         Self::from(BASE, cap)
     }
 
+    /// As if `attempts` had been made already, by whomever.
+    pub fn after(attempts: u64, cap: Duration) -> Self {
+        Self {
+            attempt: u32::try_from(attempts).unwrap_or(u32::MAX),
+            ..Self::new(cap)
+        }
+    }
+
     fn from(base: Duration, cap: Duration) -> Self {
         Self { base, cap, attempt: 0 }
     }

@@ -1,7 +1,9 @@
 //! Logs, on standard error.
 
 use std::io::IsTerminal as _;
+use std::panic::PanicHookInfo;
 
+use tracing::error;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogFormat, TelemetryConfig};
@@ -30,7 +32,15 @@ pub fn start(config: &TelemetryConfig) -> Result<(), BadFilter> {
         LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
+    std::panic::set_hook(Box::new(panicked));
     Ok(())
+}
+
+/// A panic's own text may have been formatted from values of a job; one that stands in the source has not.
+fn panicked(panic: &PanicHookInfo<'_>) {
+    let at = panic.location().map(ToString::to_string).unwrap_or_default();
+    let text = panic.payload().downcast_ref::<&'static str>().unwrap_or(&"");
+    error!(at, "a panic, which is a mistake of this program: {text}");
 }
 
 /// `telemetry.log` is not a filter.

@@ -136,7 +136,7 @@ pub fn decode_at(moment: Moment, delivery: Delivery, served: &Served, limits: &L
         served.default_version,
         served.metrics.clone(),
     ));
-    match admit(moment, &mut envelope, served, limits) {
+    match JobError::contain("reading this job", || admit(moment, &mut envelope, served, limits)) {
         Ok((lane, jobs, content)) => {
             let job = Job {
                 envelope,

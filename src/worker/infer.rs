@@ -234,7 +234,9 @@ impl Inference {
             };
             self.lane.metrics.waited(timing.wait);
             answers.push(Answer {
-                outcome: match outputs::encode(&job, runs, rows, self.reply_bytes_max) {
+                outcome: match JobError::contain("writing the reply", || {
+                    outputs::encode(&job, runs, rows, self.reply_bytes_max)
+                }) {
                     Ok(body) => Outcome::Result { body, timing },
                     Err(error) => Outcome::Failure(error),
                 },

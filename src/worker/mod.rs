@@ -264,6 +264,7 @@ impl Shared {
         Reply {
             link,
             answers,
+            stop: self.stop.clone(),
             plan: Plan {
                 author: Author {
                     names: Names::new(&self.config.topology.prefix),

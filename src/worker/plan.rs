@@ -68,6 +68,8 @@ pub enum Fate {
 pub enum Next {
     Publish(Box<Parcel>, Message),
     PublishAfter(Duration, Box<Parcel>, Message),
+    /// Back to the queue, but not before the next wait is over.
+    RetryAfter(Backoff, Box<Envelope>),
     Settled,
 }
 
@@ -100,8 +102,9 @@ impl Plan {
         let reply = message::reply(&envelope, &outcome);
         let dead = match (&outcome, status) {
             (_, Status::Unavailable) => {
-                envelope.receipt.settle(Verdict::Retry);
-                return Next::Settled;
+                // At once it would find the same memory, and be at the delivery limit within milliseconds.
+                let backoff = Backoff::after(envelope.delivery_count, UNAVAILABLE_WAIT_MAX);
+                return Next::RetryAfter(backoff, envelope);
             }
             // The sender learns of it from the reply, where it asked for one.
             (_, Status::InvalidArgument | Status::NotFound) if reply.is_some() => None,
@@ -277,6 +280,8 @@ fn queue(parcel: &Parcel) -> String {
 
 /// A full queue is tried for some seconds; then the job stops holding up the worker.
 const ATTEMPTS_MAX: u32 = 6;
+/// The waits grow with the deliveries that the broker counted: some twelve seconds in all for ten, on average.
+const UNAVAILABLE_WAIT_MAX: Duration = Duration::from_secs(5);
 const REFUSED_WAIT_MAX: Duration = Duration::from_secs(2);
 
 #[cfg(test)]

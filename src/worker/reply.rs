@@ -7,6 +7,7 @@ use futures_util::StreamExt;
 use lapin::{Channel, Connection};
 use tokio::sync::mpsc::Receiver;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::time::DelayQueue;
 use tracing::warn;
 
@@ -14,6 +15,7 @@ use super::decode::Envelope;
 use super::flight::{Flight, Gone, Lost, open};
 use super::message::Message;
 use super::plan::{Next, Parcel, Parcels, Plan};
+use super::settle::Verdict;
 use crate::broker::backoff::Patience;
 use crate::broker::link::Link;
 use crate::config::{ReplyConfig, TopologyConfig};
@@ -57,6 +59,8 @@ pub struct Timing {
 pub struct Reply {
     pub link: Link,
     pub answers: Receiver<Vec<Answer>>,
+    /// Fires when nothing is to be waited for any more.
+    pub stop: CancellationToken,
     pub plan: Plan,
     pub config: ReplyConfig,
     pub reconnect_max: Duration,
@@ -80,6 +84,25 @@ pub(super) struct Desk {
     due: Vec<Due>,
     /// What the broker refused and is to be offered again.
     refused: DelayQueue<Due>,
+    resting: Resting,
+}
+
+/// Jobs that go back to their queues, each in its time; all at once when the worker stops.
+#[derive(Default)]
+struct Resting(DelayQueue<Box<Envelope>>);
+
+impl Resting {
+    fn end(&mut self) {
+        while let Some(key) = self.0.peek() {
+            self.0.remove(&key).into_inner().receipt.settle(Verdict::Retry);
+        }
+    }
+}
+
+impl Drop for Resting {
+    fn drop(&mut self) {
+        self.end();
+    }
 }
 
 impl Desk {
@@ -88,6 +111,7 @@ impl Desk {
             early: None,
             due: Vec::new(),
             refused: DelayQueue::new(),
+            resting: Resting::default(),
         }
     }
 
@@ -102,6 +126,9 @@ impl Desk {
             Next::PublishAfter(wait, parcel, message) => {
                 metrics.refused.inc();
                 self.refused.insert((parcel, message), wait);
+            }
+            Next::RetryAfter(mut backoff, envelope) => {
+                self.resting.0.insert(envelope, backoff.next(fastrand::f64()));
             }
             Next::Settled => {}
         }
@@ -198,6 +225,14 @@ impl Reply {
                     desk.due.push(again.into_inner());
                     None
                 }
+                () = self.stop.cancelled(), if !desk.resting.0.is_empty() => {
+                    desk.resting.end();
+                    None
+                }
+                Some(rested) = desk.resting.0.next(), if !desk.resting.0.is_empty() => {
+                    rested.into_inner().receipt.settle(Verdict::Retry);
+                    None
+                }
                 // Otherwise the first answers after a pause would go out on a dead channel, and their jobs back.
                 () = self.link.ended(connection) => Some("its connection is lost".to_owned().into()),
                 answers = next(&mut desk.early, &mut self.answers), if more && room => {
@@ -244,7 +279,6 @@ mod tests {
     use tokio::sync::mpsc::{self, Sender};
 
     use super::super::plan::Fate;
-    use super::super::settle::Verdict;
     use super::super::testing::{Jobs, plan};
     use super::*;
     use crate::broker::link::Live;
@@ -268,6 +302,25 @@ mod tests {
         desk.give_back();
 
         assert_eq!(jobs.verdicts(), [Verdict::GiveBack, Verdict::GiveBack]);
+        assert_eq!(jobs.metrics.receipts.dropped.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn jobs_that_rest_go_back_in_their_time_and_all_at_once_in_the_end() {
+        let mut jobs = Jobs::new();
+        let mut resting = Resting::default();
+        for wait in [0, 60_000, 120_000] {
+            let envelope = jobs.envelope(BasicProperties::default(), Bytes::new());
+            resting.0.insert(envelope, Duration::from_millis(wait));
+        }
+
+        let first = resting.0.next().await.unwrap().into_inner();
+        first.receipt.settle(Verdict::Retry);
+        let in_time = jobs.verdicts();
+        drop(resting);
+
+        assert_eq!(in_time, [Verdict::Retry]);
+        assert_eq!(jobs.verdicts(), [Verdict::Retry, Verdict::Retry]);
         assert_eq!(jobs.metrics.receipts.dropped.get(), 0);
     }
 
@@ -305,6 +358,7 @@ mod tests {
         let reply = Reply {
             link,
             answers: receiver,
+            stop: CancellationToken::new(),
             plan: plan(jobs),
             config: config.reply,
             reconnect_max: config.broker.reconnect_max,

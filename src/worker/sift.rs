@@ -196,7 +196,7 @@ mod tests {
         };
         match plan.start(answer) {
             Next::Publish(parcel, _) => parcel,
-            Next::PublishAfter(..) | Next::Settled => panic!("no reply"),
+            Next::PublishAfter(..) | Next::RetryAfter(..) | Next::Settled => panic!("no reply"),
         }
     }
 

@@ -1,3 +1,4 @@
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use proptest::prelude::*;
@@ -488,6 +489,47 @@ async fn a_batch_that_takes_too_long_is_run_job_by_job_and_only_the_culprit_is_l
     assert_eq!(answers, expected.collect::<Vec<_>>());
     assert_eq!(runs, [5, 1, 1, 1, 1, 1]);
     assert_eq!(jobs.lane.metrics.stopped.get(), 2);
+}
+
+/// An output that panics once, when it is looked at for that time.
+struct Brittle(AtomicU32);
+
+impl AsRef<[u8]> for Brittle {
+    fn as_ref(&self) -> &[u8] {
+        let left = self.0.fetch_sub(1, Ordering::Relaxed);
+        assert!(left != 1, "on purpose, for the test");
+        &[0; 24]
+    }
+}
+
+struct BrittleEngine(Signature, u32);
+
+impl Engine for BrittleEngine {
+    fn signature(&self) -> &Signature {
+        &self.0
+    }
+
+    fn run(&mut self, _: &[Input<'_>]) -> Result<Vec<Output>, EngineError> {
+        Ok(vec![Output::new(vec![3, 2], Brittle(self.1.into()))])
+    }
+}
+
+#[test]
+fn a_panic_while_a_reply_is_written_costs_that_job_its_answer_and_nobody_else() {
+    let jobs = with_rows_max(64);
+    // Checking the outputs takes two looks, and so does each reply.
+    let engine = BrittleEngine(jobs.lane.signature.clone(), 2 + 2 + 1);
+    let mut rig = rig_of(&jobs, Box::new(engine), Arc::default());
+
+    let answers = rig.run((0..3).map(|id| job(&jobs, id, 1)).collect());
+
+    let statuses: Vec<_> = answers
+        .iter()
+        .map(|(_, reply)| reply.as_ref().err().map(|error| error.0))
+        .collect();
+    assert_eq!(statuses, [None, Some(Status::Internal), None]);
+    let error = answers[1].1.clone().unwrap_err().1;
+    assert!(error.contains("panicked while writing the reply"), "{error}");
 }
 
 #[test]

@@ -42,6 +42,9 @@ impl Desk {
             let fate = fates.next().copied().unwrap_or(Fate::Confirmed);
             next = self.plan.after(parcel, fate, 0.5);
         }
+        if let Next::RetryAfter(_, envelope) = next {
+            envelope.receipt.settle(Verdict::Retry);
+        }
         (published, self.jobs.verdicts())
     }
 }
@@ -94,7 +97,7 @@ fn a_dead_letter_for_an_unroutable_reply_names_the_queue() {
                 Next::Publish(parcel, _) | Next::PublishAfter(_, parcel, _) => {
                     next = desk.plan.after(parcel, fate, 0.5);
                 }
-                Next::Settled => panic!("no dead letter"),
+                Next::RetryAfter(..) | Next::Settled => panic!("no dead letter"),
             }
         };
 
@@ -260,7 +263,7 @@ fn a_refused_reply_is_tried_again_after_growing_waits_and_then_dead_lettered() {
                 waits.push(wait.as_millis());
                 desk.plan.after(parcel, Fate::Refused, 1.0)
             }
-            Next::Settled => panic!("settled while refused"),
+            Next::RetryAfter(..) | Next::Settled => panic!("settled while refused"),
         };
     };
 
@@ -323,6 +326,22 @@ fn a_second_lack_of_memory_is_the_last_where_the_queue_counts_no_deliveries() {
 
     let (first, second) = (desk.plan.start(lack(false)), desk.plan.start(lack(true)));
 
-    assert!(matches!(first, Next::Settled));
+    assert!(matches!(first, Next::RetryAfter(..)));
     assert!(matches!(second, Next::Publish(_, letter) if letter.exchange.as_str().ends_with(".dead")));
+}
+
+#[test]
+fn a_job_that_found_no_memory_rests_the_longer_the_more_often_it_came_and_never_too_long() {
+    let desk = Desk::new(Unroutable::DeadLetter);
+
+    let waits = [0, 1, 2, 5, 9, u64::MAX].map(|deliveries| {
+        let mut answer = desk.answer(Some("replies"), failed(JobError::Unavailable("no memory".to_owned())));
+        answer.envelope.delivery_count = deliveries;
+        match desk.plan.start(answer) {
+            Next::RetryAfter(mut backoff, _) => backoff.next(1.0).as_millis(),
+            _ => panic!("it does not rest"),
+        }
+    });
+
+    assert_eq!(waits, [100, 200, 400, 3200, 5000, 5000]);
 }

@@ -19,7 +19,7 @@ use super::super::infer::{Engine, Inference};
 use super::super::message::{Author, Message};
 use super::super::plan::{Fate, Next, Parcel, Plan};
 use super::super::reply::Answer;
-use super::super::settle::{Receipts, Settler, generation};
+use super::super::settle::{Receipts, Settler, Verdict, generation};
 use super::super::unconfirmed::{Address, Unconfirmed};
 use super::super::watch::Watched;
 use super::super::{Fatal, WorkerError};
@@ -331,6 +331,8 @@ impl Worker {
             Next::PublishAfter(wait, parcel, message) => {
                 self.refused.push((world.moment.now + wait, parcel, message));
             }
+            // The pause says when, not what: here the job goes back at once.
+            Next::RetryAfter(_, envelope) => envelope.receipt.settle(Verdict::Retry),
             Next::Settled => {}
         }
     }
