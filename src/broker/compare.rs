@@ -54,7 +54,7 @@ pub async fn compare(connection: &Connection, part: &Part) -> Result<State, Brok
         Ok(()) => {}
         Err(BrokerError::Unusable { .. }) => return Ok(State::Missing),
         // It belongs to a connection that has it for itself.
-        Err(BrokerError::Topology(mismatch)) => return Ok(State::NotCompared(mismatch.to_string())),
+        Err(BrokerError::Topology(mismatch)) => return Ok(State::NotCompared(mismatch.said)),
         Err(error) => return Err(error),
     }
     let mut guess = Guess::new(part);

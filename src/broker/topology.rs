@@ -223,7 +223,7 @@ pub(super) async fn declare(channel: &Channel, part: &Part, flags: &Flags, passi
 #[derive(Debug)]
 pub struct Mismatch {
     what: String,
-    said: String,
+    pub(super) said: String,
 }
 
 impl fmt::Display for Mismatch {

@@ -168,6 +168,10 @@ fn mend(part: &Part, state: &State, config: &Config) -> Option<String> {
     match (state, part.kind) {
         (State::Fits, _) => None,
         (State::Missing, _) => Some("`inferq topology apply` makes it".to_owned()),
+        (State::NotCompared(said), _) if said.contains("RESOURCE_LOCKED") => Some(
+            "it is exclusive to another connection, and goes with it: close that one, then `inferq topology apply`"
+                .to_owned(),
+        ),
         (State::NotCompared(_), kind) => Some(format!(
             "ask as a user with the permission `configure` on {kind} {name}, which comparing needs"
         )),

@@ -3,11 +3,15 @@
 use std::collections::BTreeSet;
 
 use lapin::BasicProperties;
-use lapin::options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
 
+use crate::support::command::finish;
+use crate::support::link::Link;
 use crate::support::producer::headers_of;
-use crate::support::{Job, Nesting, Request, Scene, Tensor, Worker};
+use crate::support::{Broker, Job, Nesting, Request, Scene, Tensor, Worker, eventually};
 
 const VALUE: f32 = 47.110_5;
 
@@ -444,6 +448,188 @@ async fn a_letter_that_no_queue_takes_stays_a_dead_letter() {
         "{refused:?}"
     );
     assert_eq!(listed.json().as_array().map(Vec::len), Some(20));
+}
+
+#[tokio::test]
+async fn what_a_full_job_queue_does_not_take_stays_a_dead_letter() {
+    const LETTERS: u64 = 12;
+    let scene = with_topology(&["affine"]).await;
+    bury(
+        &scene,
+        "affine",
+        (0..LETTERS).map(|number| (format!("{number}"), "INTERNAL")),
+    )
+    .await;
+    let queue = scene.queue("affine");
+    scene.delete_queue(&queue).await;
+    let (connection, channel) = scene.open().await;
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(5));
+    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    let durable = QueueDeclareOptions {
+        durable: true,
+        ..QueueDeclareOptions::default()
+    };
+    let declared = channel.queue_declare(queue.as_str().into(), durable, arguments).await;
+    declared.expect("a queue");
+    let (exchange, options) = (scene.prefix.as_str().into(), QueueBindOptions::default());
+    let bound = channel.queue_bind(
+        queue.as_str().into(),
+        exchange,
+        "affine".into(),
+        options,
+        FieldTable::default(),
+    );
+    bound.await.expect("a binding");
+    connection.close(200, "done".into()).await.ok();
+
+    let redriven = scene.inferq(&["dead", "redrive", "affine", "--json"]).await;
+
+    redriven.failed();
+    assert!(redriven.stderr.contains("takes no more"), "{redriven:?}");
+    let count = |name: &str| redriven.json()[0][name].as_u64().expect("a number");
+    assert!(count("refused") > 0, "{redriven:?}");
+    assert_eq!(count("redriven") + count("refused"), LETTERS);
+    let sent = ids_in(&scene, &queue).await;
+    let kept = ids_in(&scene, &scene.dead_queue("affine")).await;
+    assert_eq!(
+        (sent.len() as u64, kept.len() as u64),
+        (count("redriven"), count("refused"))
+    );
+    let ids: BTreeSet<_> = sent.into_iter().chain(kept).collect();
+    assert_eq!(ids.len() as u64, LETTERS);
+}
+
+/// Starts to send letters again, interrupts that in the middle, and counts: each is sent or still there.
+async fn interrupted(settings: &[(&str, &str)], scene: &Scene, interrupt: impl FnOnce(u32)) {
+    const LETTERS: usize = 3_000;
+    bury(
+        scene,
+        "affine",
+        (0..LETTERS).map(|number| (format!("{number}"), "INTERNAL")),
+    )
+    .await;
+    let (jobs, dead) = (scene.queue("affine"), scene.dead_queue("affine"));
+
+    let redriving = scene.start_inferq(settings, &["dead", "redrive", "affine"]);
+    eventually("the first letters to be sent", || async {
+        (scene.waiting(&jobs).await > 0).then_some(())
+    })
+    .await;
+    interrupt(redriving.id().expect("it runs"));
+    let ended = finish(redriving).await;
+    eventually("the letters that were held to be back", || async {
+        let all = scene.waiting(&jobs).await + scene.waiting(&dead).await;
+        (all as usize >= LETTERS).then_some(())
+    })
+    .await;
+    scene.inferq(&["dead", "redrive", "affine"]).await.ok();
+
+    if ended.code == Some(1) {
+        assert!(ended.stderr.contains("stopped after"), "{ended:?}");
+    }
+    let sent = ids_in(scene, &jobs).await;
+    assert_eq!(scene.waiting(&dead).await, 0);
+    assert_eq!(sent.iter().collect::<BTreeSet<_>>().len(), LETTERS, "some are lost");
+    assert!(sent.len() <= LETTERS + 64, "{} are sent twice", sent.len() - LETTERS);
+}
+
+#[tokio::test]
+async fn a_redrive_that_is_killed_loses_nothing() {
+    let scene = with_topology(&["affine"]).await;
+
+    interrupted(&[], &scene, |id| {
+        let id = rustix::process::Pid::from_raw(id.cast_signed()).expect("a process id");
+        rustix::process::kill_process(id, rustix::process::Signal::KILL).ok();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_redrive_whose_connection_breaks_loses_nothing_and_says_how_far_it_came() {
+    let scene = with_topology(&["affine"]).await;
+    let link = Link::to(Broker::shared().amqp_port()).await;
+    let uri = link.uri(&scene.uri);
+
+    interrupted(&[("INFERQ_BROKER__URI", &uri)], &scene, |_| link.cut()).await;
+}
+
+#[tokio::test]
+async fn the_permissions_of_a_worker_are_enough() {
+    let scene = with_topology(&["affine"]).await;
+    bury(
+        &scene,
+        "affine",
+        [("one".to_owned(), "INTERNAL"), ("two".to_owned(), "INTERNAL")],
+    )
+    .await;
+    let (broker, name) = (Broker::shared(), format!("user-{}", scene.prefix));
+    let own = format!("^{}(\\..+)?$", scene.prefix);
+    let write = format!("^({}(\\..+)?|amq\\.default)$", scene.prefix);
+    broker.ctl(&["add_user", &name, "pass"]);
+    broker.ctl(&["set_permissions", &name, &own, &write, &own]);
+    let (_, rest) = scene.uri.split_once('@').expect("a URI with a user");
+    let uri = format!("amqp://{name}:pass@{rest}");
+    let settings = [("INFERQ_BROKER__URI", uri.as_str())];
+
+    for arguments in [
+        &["topology", "apply", "affine"][..],
+        &["topology", "check", "affine"],
+        &["dead", "list", "affine"],
+        &["dead", "redrive", "affine", "--id", "one"],
+        &["dead", "purge", "affine", "--yes"],
+    ] {
+        let ran = scene.inferq_with(&settings, arguments).await;
+
+        ran.ok();
+        assert_eq!(ran.stderr, "", "{arguments:?}");
+    }
+    assert_eq!(ids_in(&scene, &scene.queue("affine")).await, ["one"]);
+}
+
+#[tokio::test]
+#[ignore = "prints figures and asserts only that nothing is lost; run it with --ignored --nocapture"]
+async fn ten_thousand_letters_measured() {
+    const LETTERS: usize = 10_000;
+    let scene = with_topology(&["affine"]).await;
+    let codes = ["INTERNAL", "NOT_FOUND"];
+    bury(
+        &scene,
+        "affine",
+        (0..LETTERS).map(|number| (format!("{number}"), codes[number % 2])),
+    )
+    .await;
+
+    for arguments in [
+        &["dead", "list", "affine", "--limit", "20000"][..],
+        &["dead", "redrive", "affine", "--code", "INTERNAL"],
+        &["dead", "redrive", "affine"],
+    ] {
+        let began = tokio::time::Instant::now();
+        let child = scene.start_inferq(&[], arguments);
+        let status = format!("/proc/{}/status", child.id().expect("it runs"));
+        let watching = tokio::spawn(async move {
+            let mut peak = String::new();
+            while let Ok(status) = tokio::fs::read_to_string(&status).await {
+                peak = status
+                    .lines()
+                    .find(|line| line.starts_with("VmHWM"))
+                    .map_or(peak, str::to_owned);
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+            peak
+        });
+        finish(child).await.ok();
+        println!(
+            "{arguments:?}: {:?}, {}",
+            began.elapsed(),
+            watching.await.expect("a figure")
+        );
+    }
+
+    let sent = ids_in(&scene, &scene.queue("affine")).await;
+    assert_eq!(sent.len(), LETTERS);
+    assert_eq!(sent.iter().collect::<BTreeSet<_>>().len(), LETTERS);
 }
 
 #[tokio::test]

@@ -237,6 +237,27 @@ async fn without_the_permission_to_configure_check_says_what_it_cannot_know_and_
 }
 
 #[tokio::test]
+async fn a_queue_that_another_connection_has_for_itself_is_told_as_such() {
+    let scene = Scene::new();
+    let (connection, channel) = scene.open().await;
+    let exclusive = QueueDeclareOptions {
+        exclusive: true,
+        ..QueueDeclareOptions::default()
+    };
+    let queue = scene.queue("affine");
+    let declared = channel.queue_declare(queue.as_str().into(), exclusive, FieldTable::default());
+    declared.await.expect("a queue");
+
+    let checked = scene.inferq(&["topology", "check", "affine"]).await;
+    connection.close(200, "done".into()).await.ok();
+
+    assert!(
+        checked.failed().contains("exclusive to another connection"),
+        "{checked:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_broker_that_is_not_there_is_named_without_the_password() {
     let scene = Scene::new();
     let nowhere = [("INFERQ_BROKER__URI", "amqp://user:hunter2@127.0.0.1:1/%2f")];

@@ -3,7 +3,7 @@
 use std::process::Stdio;
 
 use serde_json::Value;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 use super::{Scene, root, test_models, within};
 
@@ -23,6 +23,11 @@ impl Scene {
 
     /// [`Scene::inferq`] with other settings beside, or instead of, those of the scene.
     pub async fn inferq_with(&self, settings: &[(&str, &str)], arguments: &[&str]) -> Ran {
+        finish(self.start_inferq(settings, arguments)).await
+    }
+
+    /// Starts what [`Scene::inferq_with`] runs, without waiting for its end.
+    pub fn start_inferq(&self, settings: &[(&str, &str)], arguments: &[&str]) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_inferq"));
         #[expect(clippy::disallowed_methods, reason = "read to keep it from the child")]
         for (name, _) in std::env::vars_os() {
@@ -30,7 +35,7 @@ impl Scene {
                 command.env_remove(name);
             }
         }
-        let output = command
+        command
             .args(arguments)
             .current_dir(root())
             .env("INFERQ_BROKER__URI", &self.uri)
@@ -38,17 +43,25 @@ impl Scene {
             .env("INFERQ_MODELS__REPOSITORY", test_models())
             .envs(settings.iter().copied())
             .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .kill_on_drop(true)
-            .output();
-        let output = within("inferq to end", output).await.expect("the inferq binary starts");
-        let ran = Ran {
-            code: output.status.code(),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        };
-        assert!(!ran.stderr.contains("panicked"), "{ran:?}");
-        ran
+            .spawn()
+            .expect("the inferq binary starts")
     }
+}
+
+/// Waits for the end of a command.
+pub async fn finish(child: Child) -> Ran {
+    let output = within("inferq to end", child.wait_with_output()).await;
+    let output = output.expect("its output can be read");
+    let ran = Ran {
+        code: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    };
+    assert!(!ran.stderr.contains("panicked"), "{ran:?}");
+    ran
 }
 
 impl Ran {
