@@ -19,13 +19,13 @@ use crate::error::chain;
 
 /// Groups of messages, one of which closed a channel.
 #[derive(Default)]
-struct Suspects {
+pub(super) struct Suspects {
     groups: VecDeque<Parcels>,
 }
 
 impl Suspects {
     /// Halves a group that closed a channel; the one that did it alone comes back.
-    fn closed(&mut self, mut group: Parcels) -> Option<Box<Parcel>> {
+    pub(super) fn closed(&mut self, mut group: Parcels) -> Option<Box<Parcel>> {
         if group.len() <= 1 {
             return group.pop();
         }
@@ -35,7 +35,7 @@ impl Suspects {
         None
     }
 
-    fn next(&mut self) -> Option<Parcels> {
+    pub(super) fn next(&mut self) -> Option<Parcels> {
         self.groups.pop_front()
     }
 

@@ -45,6 +45,8 @@ pub struct Consuming {
 #[derive(Default)]
 pub struct Publishing {
     pub closed: bool,
+    /// Closed because of a message on it.
+    pub over_message: bool,
     /// On their way to the broker.
     pub wire: VecDeque<(Number, AttemptNumber, Message)>,
     unconfirmed: BTreeMap<Number, (AttemptNumber, What, Made)>,
@@ -92,6 +94,10 @@ impl Broker {
 
     pub fn is_empty(&self) -> bool {
         self.ready.is_empty()
+    }
+
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
     }
 
     pub fn block(&mut self, blocked: bool) {
@@ -207,6 +213,12 @@ impl Broker {
                 QueueState::Open => Made::Enqueued,
                 QueueState::Full => Made::Refused,
                 QueueState::Missing => Made::Returned,
+                QueueState::Gone => {
+                    publishing.over_message = true;
+                    publishing.close(oracle);
+                    oracle.saw(Event::ClosedOverMessage);
+                    return Ok(());
+                }
             };
             oracle.published(attempt, what, made)?;
             if made == Made::Returned {
@@ -225,7 +237,12 @@ impl Broker {
         match message.exchange.as_str() {
             "" => {
                 let queue = oracle.check_reply(attempt, message)?;
-                Ok((What::Reply, self.queues[queue]))
+                let state = if oracle.is_huge(attempt, message) {
+                    QueueState::Gone
+                } else {
+                    self.queues[queue]
+                };
+                Ok((What::Reply, state))
             }
             "inferq.dead" => {
                 oracle.check_dead_letter(attempt, message)?;
@@ -276,6 +293,10 @@ impl Broker {
 }
 
 impl Publishing {
+    pub fn is_confirmed(&self) -> bool {
+        self.wire.is_empty() && self.unconfirmed.is_empty()
+    }
+
     /// The channel is gone; what the broker has not read is lost, and so are its confirms.
     pub fn close(&mut self, oracle: &mut Oracle) {
         self.closed = true;

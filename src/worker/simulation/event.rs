@@ -20,12 +20,13 @@ pub enum Event {
     MemoryShort,
     AckLost,
     ConfirmLost,
+    ClosedOverMessage,
     Died,
     Drained,
 }
 
 impl Event {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Enqueued,
         Self::Returned,
         Self::Refused,
@@ -41,6 +42,7 @@ impl Event {
         Self::MemoryShort,
         Self::AckLost,
         Self::ConfirmLost,
+        Self::ClosedOverMessage,
         Self::Died,
         Self::Drained,
     ];

@@ -38,6 +38,8 @@ pub struct Job {
     replies: usize,
     dead_letters: usize,
     dropped: usize,
+    /// Messages that were published a second time.
+    again: usize,
     /// It ended without either, as its sender or the configuration wished.
     silent: usize,
 }
@@ -111,6 +113,7 @@ impl Oracle {
             replies: 0,
             dead_letters: 0,
             dropped: 0,
+            again: 0,
             silent: 0,
         });
         number
@@ -186,7 +189,7 @@ impl Oracle {
         let late = attempt.deadline.is_some_and(|deadline| deadline <= now);
         let exhausted = self.is_exhausted(attempt);
         let usual = match job.kind {
-            Kind::Good | Kind::Heavy => status == Status::Ok,
+            Kind::Good | Kind::Heavy | Kind::HugeReply => status == Status::Ok,
             Kind::Culprit => status == Status::Internal,
             Kind::TooHeavy => status == Status::Unavailable,
             // Run apart, it costs nobody but itself.
@@ -229,12 +232,12 @@ impl Oracle {
         if message.routing_key.as_str() != queue_name(queue) || ids.iter().any(|own| own.as_ref() != Some(&id)) {
             return Err(format!("I4: the reply of job {} has another address", attempt.job));
         }
-        let failed = message
-            .properties
-            .kind()
-            .as_ref()
-            .is_none_or(|kind| kind.as_str() != "inferq.result");
-        if attempt.status.is_none_or(|status| (status == Status::Ok) == failed) {
+        let failed = is_error(message);
+        let told = attempt.status.is_some_and(|status| {
+            // The sender is told that its result cannot be sent.
+            (status != Status::Ok) == failed || job.kind == Kind::HugeReply && failed
+        });
+        if !told {
             return Err(format!("I4: the reply of job {} is not what its run gave", attempt.job));
         }
         if !failed && message.body != job.expected {
@@ -244,6 +247,16 @@ impl Oracle {
             ));
         }
         Ok(queue)
+    }
+
+    /// Whether the broker closes the channel over a reply.
+    pub fn is_huge(&self, number: AttemptNumber, message: &Message) -> bool {
+        self.jobs[self.attempts[number].job].kind == Kind::HugeReply && !is_error(message)
+    }
+
+    /// A message of which nobody knows whether it went out goes out once more.
+    pub fn published_again(&mut self, number: AttemptNumber) {
+        self.jobs[self.attempts[number].job].again += 1;
     }
 
     /// Whether a dead letter is the job of its attempt.
@@ -286,7 +299,7 @@ impl Oracle {
                 .iter()
                 .filter(|other| other.twin_of == self.jobs[number].twin_of)
         };
-        let attempts: usize = group().map(|job| job.attempts.len()).sum();
+        let attempts: usize = group().map(|job| job.attempts.len() + job.again).sum();
         let messages: usize = match what {
             What::Reply => group().map(|job| job.replies).sum(),
             What::DeadLetter => group().map(|job| job.dead_letters).sum(),
@@ -347,6 +360,9 @@ impl Oracle {
         let replied = attempt.reply.confirmed > 0;
         let unroutable = attempt.reply.returned + attempt.reply.refused > 0;
         let dead = attempt.dead.confirmed > 0;
+        if self.jobs[attempt.job].kind == Kind::HugeReply && status == Status::Ok && wants_reply {
+            return dead && (replied || unroutable);
+        }
         match status {
             Status::Ok | Status::InvalidArgument | Status::NotFound if wants_reply => {
                 replied || unroutable && (dead || self.setting.unroutable == Unroutable::Discard)
@@ -396,3 +412,8 @@ impl Oracle {
 
 /// From this count of deliveries on a job is run in a process of its own.
 pub const ISOLATED_AFTER: u64 = 2;
+
+fn is_error(message: &Message) -> bool {
+    let kind = message.properties.kind().as_ref();
+    kind.is_none_or(|kind| kind.as_str() != "inferq.result")
+}

@@ -37,6 +37,8 @@ pub enum Kind {
     Heavy,
     /// The runtime lacks memory for it even alone.
     TooHeavy,
+    /// The broker closes the channel over its result.
+    HugeReply,
     /// Takes the process down.
     Poison,
     Undecodable,
@@ -58,6 +60,8 @@ pub enum QueueState {
     Full,
     /// Whatever comes is returned.
     Missing,
+    /// Its exchange is missing as well: the broker closes the channel over what comes.
+    Gone,
 }
 
 /// One thing that happens. Numbers pick among what there is, modulo how much there is.
@@ -195,6 +199,7 @@ fn publish(rng: &mut Rng, classic: bool) -> Step {
         4 => Kind::Undecodable,
         5 => Kind::Oversize,
         6 => Kind::UnknownVersion,
+        7 => Kind::HugeReply,
         _ => Kind::Good,
     };
     Step::Publish {
@@ -220,7 +225,8 @@ fn fault(rng: &mut Rng) -> Step {
         9 => Step::CancelConsumer,
         10 => Step::Block(rng.u8(..3) == 0),
         11..17 => Step::SetQueue(rng.usize(..REPLY_QUEUES), queue_state(rng)),
-        17..20 => Step::SetDeadLetters(queue_state(rng)),
+        17 | 18 => Step::SetDeadLetters(queue_state(rng)),
+        19 => Step::SetDeadLetters(QueueState::Gone),
         20 | 21 => Step::Crash { routed: rng.usize(..4) },
         22 => Step::WallClockJumps {
             back: rng.bool(),

@@ -17,9 +17,10 @@ use super::super::consume::Delivery;
 use super::super::decode::{Envelope, Job, Lane, Limits, Moment, Served, decode_at, header};
 use super::super::infer::{Engine, Inference};
 use super::super::message::{Author, Message};
-use super::super::plan::{Fate, Next, Parcel, Plan};
+use super::super::plan::{Fate, Next, Parcel, Parcels, Plan};
 use super::super::reply::Answer;
 use super::super::settle::{Receipts, Settler, Verdict, generation};
+use super::super::sift::Suspects;
 use super::super::unconfirmed::{Address, Unconfirmed};
 use super::super::watch::Watched;
 use super::super::{Fatal, WorkerError};
@@ -342,7 +343,7 @@ impl Worker {
         let Some((publishing, unconfirmed)) = &mut self.publishing else {
             return Ok(());
         };
-        let closed = publishing.closed;
+        let (closed, over_message) = (publishing.closed, publishing.over_message);
         let mut confirms = std::mem::take(&mut publishing.confirms);
         world.rng.shuffle(&mut confirms);
         if self.mutant == Some(Mutant::AckBeforeConfirm) {
@@ -362,10 +363,60 @@ impl Worker {
             let next = self.plan.after(landed.parcel, landed.fate, world.rng.f64());
             self.follow(next, world);
         }
-        if closed {
-            self.lose_publishing(world);
+        match (closed, over_message) {
+            (true, true) if !world.broker.is_blocked() => self.sift(world)?,
+            (true, false) => self.lose_publishing(world),
+            (true, true) | (false, _) => {}
         }
         Ok(())
+    }
+
+    /// `Reply::sift`: what was under way is published again in halves, until the message that closes the channel is alone.
+    fn sift(&mut self, world: &mut World<'_>) -> Checked {
+        let Some((_, unconfirmed)) = self.publishing.take() else {
+            return Ok(());
+        };
+        let mut suspects = Suspects::default();
+        let mut closed = Some(unconfirmed.into_parcels().collect());
+        let mut nexts = Vec::new();
+        loop {
+            if let Some(group) = closed.take()
+                && let Some(culprit) = suspects.closed(group)
+            {
+                nexts.push(self.plan.outlaw(culprit, "it is too large"));
+            }
+            let Some(group) = suspects.next() else { break };
+            closed = self.publish_alone(group, &mut nexts, world)?;
+        }
+        self.publishing = Some((Publishing::default(), Unconfirmed::default()));
+        nexts.into_iter().for_each(|next| self.follow(next, world));
+        Ok(())
+    }
+
+    /// `Reply::publish_alone`: gives back what was under way if the broker closed the channel.
+    fn publish_alone(&self, group: Parcels, nexts: &mut Vec<Next>, world: &mut World<'_>) -> Checked<Option<Parcels>> {
+        let (mut publishing, mut unconfirmed) = (Publishing::default(), Unconfirmed::default());
+        for parcel in group {
+            let Next::Publish(parcel, message) = self.plan.again(parcel) else {
+                continue;
+            };
+            let number = attempt(&parcel.envelope);
+            world.oracle.published_again(number);
+            let place = unconfirmed.hold(parcel, Address::of(&message), world.moment.now);
+            publishing.wire.push_back((place, number, message));
+        }
+        while !publishing.closed && !publishing.is_confirmed() {
+            world.broker.route(&mut publishing, 1, world.oracle)?;
+            let (which, multiple) = (world.rng.usize(..64), world.rng.bool());
+            if world.rng.bool() {
+                world.broker.confirm(&mut publishing, which, multiple, world.oracle);
+            }
+        }
+        let (landed, _) = unconfirmed.confirm(publishing.confirms);
+        for landed in landed {
+            nexts.push(self.plan.after(landed.parcel, landed.fate, world.rng.f64()));
+        }
+        Ok(publishing.closed.then(|| unconfirmed.into_parcels().collect()))
     }
 
     /// `Reply::publish`, where it ends.
