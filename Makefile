@@ -1,11 +1,11 @@
 # Everything here sets up what it needs: a Rust toolchain, git and make are enough on Debian and Ubuntu.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test chaos soak lint models clean
+.PHONY: help setup build demo test test-brokers chaos soak lint models clean
 
 TRAIN := target/train
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing: RabbitMQ, a C compiler, ONNX Runtime, Python packages of the tests
 	@scripts/setup
@@ -20,6 +20,15 @@ demo: build ## Run a broker, a worker and a producer, and show what they do
 test: setup ## Run all tests against private brokers
 	tests/scripts/broker_test
 	cargo test --locked
+
+# For every version that is to be served, the path of its rabbitmq-server.
+test-brokers: setup ## Run the tests that need a broker on each server that INFERQ_TEST_RABBITMQ lists
+	@[ -n "$$INFERQ_TEST_RABBITMQ" ] || { echo "INFERQ_TEST_RABBITMQ must list rabbitmq-server programs" >&2; exit 1; }
+	cargo build --locked --examples
+	set -e; for server in $$INFERQ_TEST_RABBITMQ; do \
+	  echo "--- $$server"; export INFERQ_TEST_RABBITMQ="$$server"; \
+	  tests/scripts/broker_test; cargo test --locked --test it; \
+	done
 
 # INFERQ_TEST_CHAOS_SECONDS and INFERQ_TEST_CHAOS_SEED say how long and which faults; each run prints its own.
 chaos: setup ## Let broker, workers and network fail for five minutes, and count what was lost

@@ -179,12 +179,7 @@ impl Chaos {
         eprintln!("chaos: {:6.1} s: {fault:?}", self.began.elapsed().as_secs_f64());
         self.toll.faults += 1;
         match fault {
-            Fault::KillWorker(number) => {
-                self.toll.kills += 1;
-                self.workers[number].sigkill();
-                self.workers[number].exit().await;
-                self.replace(number);
-            }
+            Fault::KillWorker(number) => self.kill_worker(number).await,
             Fault::StopWorker(number) => {
                 self.stop_worker(number).await;
                 self.replace(number);
@@ -201,9 +196,10 @@ impl Chaos {
             }
             Fault::KillBroker => self.end_broker(Broker::kill).await,
             Fault::RestartBroker => self.end_broker(Broker::stop).await,
-            Fault::Alarm(time) => {
+            Fault::Alarm(worker, time) => {
                 self.broker.ctl(&["set_vm_memory_high_watermark", "0"]);
                 tokio::time::sleep(time).await;
+                self.kill_worker(worker).await;
                 self.broker.ctl(&["set_vm_memory_high_watermark", "0.9"]);
             }
             Fault::CloseConnections => {
@@ -211,6 +207,13 @@ impl Chaos {
             }
             Fault::LoseReplyQueue(queue, time) => self.lose_reply_queue(queue, time).await,
         }
+    }
+
+    async fn kill_worker(&mut self, number: usize) {
+        self.toll.kills += 1;
+        self.workers[number].sigkill();
+        self.workers[number].exit().await;
+        self.replace(number);
     }
 
     fn replace(&mut self, number: usize) {

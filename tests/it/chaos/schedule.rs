@@ -17,8 +17,8 @@ pub enum Fault {
     Weather(usize, Weather, Duration),
     KillBroker,
     RestartBroker,
-    /// A memory alarm for some time.
-    Alarm(Duration),
+    /// A memory alarm for some time, in the middle of which a worker is killed with replies that the broker does not take.
+    Alarm(usize, Duration),
     CloseConnections,
     /// A reply queue is missing for some time.
     LoseReplyQueue(usize, Duration),
@@ -102,7 +102,7 @@ impl Schedule {
             ),
             8 => Fault::KillBroker,
             9 => Fault::RestartBroker,
-            10 => Fault::Alarm(self.ms(500..4_000)),
+            10 => Fault::Alarm(self.rng.usize(0..workers), self.ms(500..4_000)),
             11 => Fault::CloseConnections,
             _ => Fault::LoseReplyQueue(self.rng.usize(0..queues), self.ms(500..3_000)),
         }
