@@ -3,8 +3,11 @@
 use std::io::IsTerminal as _;
 use std::panic::PanicHookInfo;
 
-use tracing::error;
+use tracing::{Level, error};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::{LogFormat, TelemetryConfig};
 
@@ -13,24 +16,20 @@ use crate::config::{LogFormat, TelemetryConfig};
 /// # Errors
 /// `telemetry.log` is not a filter.
 pub fn start(config: &TelemetryConfig) -> Result<(), BadFilter> {
-    let mut filter = EnvFilter::try_new(format!("{QUIET},{}", config.log)).map_err(|cause| BadFilter {
+    let filter = EnvFilter::try_new(format!("{QUIET},{}", config.log)).map_err(|cause| BadFilter {
         filter: config.log.clone(),
         cause,
     })?;
-    for never in NEVER {
-        if let Ok(never) = never.parse() {
-            filter = filter.add_directive(never);
-        }
-    }
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false);
     // A second start in one process keeps the first's settings.
+    let fit = filter_fn(|event| is_fit(event.target(), *event.level()));
     let _ = match config.log_format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Text => builder.finish().with(fit).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).finish().with(fit).try_init(),
     };
     std::panic::set_hook(Box::new(panicked));
     Ok(())
@@ -41,6 +40,17 @@ fn panicked(panic: &PanicHookInfo<'_>) {
     let at = panic.location().map(ToString::to_string).unwrap_or_default();
     let text = panic.payload().downcast_ref::<&'static str>().unwrap_or(&"");
     error!(at, "a panic, which is a mistake of this program: {text}");
+}
+
+/// Whether an event may be logged, whatever the configuration says: libraries show bodies, header tables and what was said
+/// to log in from `debug` on, and some above it.
+fn is_fit(target: &str, level: Level) -> bool {
+    let of = |name: &str| {
+        target
+            .strip_prefix(name)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    };
+    of("inferq") || (level <= Level::INFO && !NEVER.into_iter().any(of))
 }
 
 /// `telemetry.log` is not a filter.
@@ -56,5 +66,26 @@ pub struct BadFilter {
 
 /// Libraries that log errors which we log ourselves, with more to go by. Whoever wants their view asks for it.
 const QUIET: &str = "lapin=off,ort=off";
-/// Logs of a message's body, or of values in it, whatever the configuration says.
-const NEVER: [&str; 2] = ["lapin::returned_messages=off", "ort::logging=off"];
+/// They log a message's body, or values in it, as a warning.
+const NEVER: [&str; 2] = ["lapin::returned_messages", "ort::logging"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_say_no_more_than_is_fit_and_two_of_them_nothing() {
+        for (target, level, fit) in [
+            ("inferq", Level::TRACE, true),
+            ("inferq::worker::plan", Level::DEBUG, true),
+            ("inferq_like", Level::DEBUG, false),
+            ("lapin::channels", Level::INFO, true),
+            ("lapin::channels", Level::DEBUG, false),
+            ("rustls::client", Level::TRACE, false),
+            ("lapin::returned_messages", Level::ERROR, false),
+            ("ort::logging", Level::ERROR, false),
+        ] {
+            assert_eq!(is_fit(target, level), fit, "{target} {level}");
+        }
+    }
+}

@@ -3,11 +3,14 @@
 use std::path::Path;
 use std::sync::OnceLock;
 
-use crate::support::body::Body;
+use crate::support::body::{Body, JSON, MSGPACK};
 use crate::support::certificates::{Authority, Validity};
 use crate::support::producer::unique;
+use crate::support::scene::as_producer;
 use crate::support::worker::Setup;
-use crate::support::{Broker, Job, Producer, Request, Scene, Tensor, Worker, eventually, root, within};
+use crate::support::{
+    Broker, Element, Job, Nesting, Producer, Reply, Request, Scene, Tensor, Worker, eventually, root, within,
+};
 
 /// A broker that speaks TLS with a certificate of a private authority, and lets users in by certificates of the same.
 struct Secured {
@@ -413,4 +416,225 @@ async fn the_permissions_in_the_readme_are_enough_for_workers_and_producers() {
         worker.drain().await;
         assert_eq!(reply.status(), "OK", "{mode}");
     }
+}
+
+/// What must show nowhere: in no log line, metric or reason, however it is written there.
+const PASSWORD: &str = "marker-password";
+const TEXT: &str = "marker-payload";
+const TOKEN: &str = "marker-token";
+const NUMBER: i64 = 918_273_645;
+
+/// Each secret as it is, and as the list of bytes that `{:?}` makes of it.
+fn secrets() -> Vec<String> {
+    let number = NUMBER.to_string();
+    let texts = [PASSWORD, TEXT, TOKEN, &number];
+    let bytes = |text: &&str| format!("{:?}", text.as_bytes()).trim_matches(['[', ']']).to_owned();
+    // The nearest single precision number, which a tensor holds.
+    let rounded = ["918273664", "9.1827366"].map(str::to_owned);
+    texts
+        .iter()
+        .map(bytes)
+        .chain(texts.map(str::to_owned))
+        .chain(rounded)
+        .collect()
+}
+
+/// Jobs of every kind, good and bad, that hold the secrets in every place.
+fn telling_jobs(scene: &Scene) -> Vec<Job> {
+    let row = [918_273_645.0, 1.0, 2.0, 3.0];
+    let good = Request::new([Tensor::fp32("x", &[row])]);
+    let text = Tensor::new("x", "BYTES", &[1, 3], vec![Element::Bytes(TEXT.into()); 3]);
+    let mut jobs = vec![
+        scene.job("affine", good.clone().id(TEXT).json(Nesting::Nested)),
+        scene.job("affine", good.binary()),
+        scene.job("affine", good.msgpack()),
+        scene.job("identity-bytes", Request::new([text.clone()]).msgpack()),
+        // Refused for what it holds.
+        scene.job("affine", Request::new([text]).json(Nesting::Flat)),
+        // ONNX Runtime itself says which index is out of bounds.
+        scene.job("lookup", Request::new([Tensor::int64("index", &[[NUMBER]])]).msgpack()),
+        scene
+            .job("affine", good.msgpack())
+            .text_header("inferq-deadline", TOKEN),
+        scene.job("affine", good.msgpack()).text_header("inferq-timing", TOKEN),
+    ];
+    for body in [
+        TEXT.to_owned(),
+        format!("{{\"inputs\": \"{TEXT}\"}}"),
+        format!("{{\"inputs\": [{{\"name\": \"x\", \"datatype\": {NUMBER}, \"shape\": [1, 4], \"data\": []}}]}}"),
+        format!("{{\"inputs\": [{{\"name\": \"x\", \"shape\": [1, 4], \"data\": [1, 2, 3, \"{TEXT}\"]}}]}}"),
+        format!("{{\"inputs\": [{{\"name\": \"x\", \"shape\": [1, 4], \"data\": [1, 2, {NUMBER}]}}]}}"),
+    ] {
+        for content_type in [JSON, MSGPACK, "marker/none"] {
+            let body = Body::raw(JSON, body.clone()).content_type(content_type);
+            jobs.push(scene.job("affine", body));
+        }
+    }
+    let headers = |job: Job| {
+        job.text_header("authorization", TOKEN)
+            .text_header("traceparent", TOKEN)
+            .text_header("inferq-model-version-of-mine", TOKEN)
+    };
+    jobs.into_iter().map(headers).collect()
+}
+
+#[tokio::test]
+async fn no_credential_and_no_payload_shows_in_any_log_line_metric_or_reason() {
+    let broker = Broker::start();
+    let scene = Scene::at(broker.uri());
+    let user = unique();
+    broker.ctl(&["add_user", &user, PASSWORD]);
+    allow(&broker, "/", &user);
+    let uri = format!("amqp://{user}:{PASSWORD}@127.0.0.1:{}/%2f", broker.amqp_port());
+    let worker = scene
+        .worker("affine,identity-bytes,lookup,slow")
+        .env("INFERQ_BROKER__URI", &uri)
+        .env(
+            "INFERQ_TELEMETRY__LOG",
+            "trace,lapin=trace,lapin::channels=trace,ort=trace,ort::logging=trace",
+        )
+        .env("INFERQ_BATCH__ROWS_MAX", "1")
+        .start()
+        .await;
+    let mut said = Vec::new();
+
+    let mut producer = scene.producer().await;
+    let ids = producer.send_all(telling_jobs(&scene)).await;
+    let replies = producer.replies(&ids).await;
+    let gone = telling_jobs(&scene)
+        .into_iter()
+        .map(|job| job.reply_to("no-such-queue"));
+    producer.send_all(gone).await;
+    let silent = telling_jobs(&scene).into_iter().map(Job::fire_and_forget);
+    producer.send_all(silent).await;
+    for model in ["affine", "identity-bytes", "lookup"] {
+        scene.until_waiting(&scene.queue(model), 0).await;
+    }
+    said.push(worker.metrics().await.text().to_owned());
+    // Work enough that the alarm comes in the middle of it: only a connection that publishes is told.
+    let row = Tensor::fp32("x", &[[918_273_645.0, 1.0, 2.0, 3.0]]);
+    let slow = scene.job("slow", Request::new([row]).msgpack());
+    producer.send_all(std::iter::repeat_n(slow, 300)).await;
+    broker.ctl(&["set_vm_memory_high_watermark", "0"]);
+    said.push(worker.unready_because("block").await);
+    broker.ctl(&["set_vm_memory_high_watermark", "0.9"]);
+    worker.ready_again().await;
+    broker.ctl(&["change_password", &user, "another-password"]);
+    close_connections(&broker, &user);
+    said.push(worker.unready_because("refused").await);
+    said.push(worker.metrics().await.text().to_owned());
+    broker.ctl(&["change_password", &user, PASSWORD]);
+    worker.ready_again().await;
+    worker.drain().await;
+    said.push(worker.log());
+
+    // What ONNX Runtime says of an input quotes it. It goes to the sender, and is logged nowhere.
+    let of_the_model = |sentence: &String| sentence.starts_with("the model failed on this input");
+    let failed = replies.values().flatten().filter_map(Reply::failure);
+    said.extend(
+        failed
+            .map(|(sentence, _)| sentence)
+            .filter(|sentence| !of_the_model(sentence)),
+    );
+    assert!(
+        worker.log().contains("job failed"),
+        "the log is not at its most verbose"
+    );
+    for secret in secrets() {
+        for said in &said {
+            let line = said.lines().find(|line| line.contains(&secret));
+            assert_eq!(line, None, "shows {secret}");
+        }
+    }
+}
+
+/// Publishes a job whose headers hold arrays in one another, as deep as a frame has room for; a client of ours would need as
+/// deep a stack as the worker. Arguments: the URI, the exchange, the reply queue or nothing, a model's rows.
+const HOSTILE: &str = r#"
+import struct, sys
+import pika
+from pika import data
+
+uri, exchange, reply_to, body = sys.argv[1:]
+plain = data.encode_table
+
+def encode_table(pieces, table):
+    if not table or "deep" not in table:
+        return plain(pieces, table)
+    value = b""
+    for _ in range(table["deep"]):
+        value = b"A" + struct.pack(">I", len(value)) + value
+    entry = b"\x04deep" + value
+    pieces += [struct.pack(">I", len(entry)), entry]
+    return 4 + len(entry)
+
+data.encode_table = encode_table
+channel = pika.BlockingConnection(pika.URLParameters(uri)).channel()
+channel.confirm_delivery()
+for depth in (1000, 26000):
+    properties = pika.BasicProperties(
+        content_type="application/json", reply_to=reply_to or None, correlation_id=f"deep-{depth}", headers={"deep": depth}
+    )
+    channel.basic_publish(exchange, "affine", body, properties, mandatory=True)
+"#;
+
+#[tokio::test]
+async fn headers_nested_as_deep_as_a_frame_allows_do_no_harm() {
+    let scene = Scene::new();
+    let worker = scene.worker("affine").start().await;
+    let mut producer = scene.producer().await;
+    let good = r#"{"inputs":[{"name":"x","datatype":"FP32","shape":[1,4],"data":[1,2,3,4]}]}"#;
+
+    for (reply_to, body) in [(producer.reply_queue(), good), ("", "no request")] {
+        let program = tokio::process::Command::new(root().join(".deps/python/bin/python"))
+            .args(["-c", HOSTILE, &as_producer(&scene.uri), &scene.prefix, reply_to, body])
+            .kill_on_drop(true)
+            .output();
+        let program = within("the hostile producer", program).await.expect("Python starts");
+        assert!(program.status.success(), "{}", String::from_utf8_lossy(&program.stderr));
+    }
+    let replies = [producer.reply("deep-1000").await, producer.reply("deep-26000").await];
+    let dead = scene.dead_queue("affine");
+    scene.until_waiting(&dead, 2).await;
+    serves(&scene).await;
+    let metrics = worker.metrics().await;
+    worker.drain().await;
+
+    for reply in replies {
+        assert_eq!(reply.status(), "OK");
+    }
+    assert_eq!(metrics.sum("inferq_deliveries_total"), Some(5.0), "each came once");
+}
+
+#[tokio::test]
+async fn a_reply_goes_to_the_queue_of_that_name_or_to_nobody_whatever_else_has_the_name() {
+    let scene = Scene::new();
+    let worker = scene.worker("affine").start().await;
+    let producer = scene.producer().await;
+    let long = "x".repeat(255);
+    let names: [&str; 8] = [
+        &scene.prefix,
+        "amq.direct",
+        "amq.fanout",
+        "amq.topic",
+        "a\n\u{1b}[2J\t",
+        &long,
+        "#",
+        "*",
+    ];
+
+    let named = names.map(|name| job(&scene).reply_to(name));
+    producer.send_all(named).await;
+    // An empty name means that nobody wants a reply.
+    producer.send(job(&scene).reply_to("")).await;
+    let letters = scene.dead_letters("affine", names.len()).await;
+    scene.until_waiting(&scene.queue("affine"), 0).await;
+    worker.drain().await;
+
+    for letter in letters {
+        assert_eq!(letter.header("inferq-error-code").as_deref(), Some("UNROUTABLE_REPLY"));
+        let error = letter.header("inferq-error").expect("a sentence");
+        assert!(!error.contains(char::is_control), "{error:?}");
+    }
+    assert!(!worker.log().contains("\\u001b"), "{}", worker.log());
 }
