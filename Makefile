@@ -1,8 +1,9 @@
 # Everything here sets up what it needs: a Rust toolchain, git and make are enough on Debian and Ubuntu.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-brokers chaos soak lint models clean
+.PHONY: help setup build demo test test-brokers chaos soak fuzz lint models clean
 
 TRAIN := target/train
+FUZZ_SECONDS ?= 60
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,10 +35,7 @@ test-brokers: setup ## Run the tests that need a broker on each server that INFE
 chaos: setup ## Let broker, workers and network fail for five minutes, and count what was lost
 	INFERQ_TEST_CHAOS_SECONDS=$${INFERQ_TEST_CHAOS_SECONDS:-300} cargo test --locked --test it chaos::whatever -- --nocapture
 
-# Other schedules each time; `tests/README.md` says how one of them is run again.
-soak: ## Run three million simulated schedules, or INFERQ_TEST_SCHEDULES
-	INFERQ_TEST_FIRST=$${INFERQ_TEST_FIRST:-$$(date +%s)000000} INFERQ_TEST_SCHEDULES=$${INFERQ_TEST_SCHEDULES:-3000000} \
-	  cargo test --locked --profile soak --lib no_schedule -- --nocapture
+.PHONY: help setup build demo test chaos soak fuzz lint models clean
 
 lint: ## Check format, lints, documentation, dependencies, scripts and the tree
 	@scripts/setup lint

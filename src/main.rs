@@ -48,11 +48,11 @@ fn run() -> ExitCode {
 /// The AMQP client reads header tables by recursion, without a limit and on a thread of its own: 1,000 levels overflowed its
 /// stack, and a message may have 26,000. So every thread gets a stack that they fit; what is not used of it takes no memory.
 fn set_environment() {
-    // SAFETY: the first statement of `main`, so there is no other thread that could read the environment.
     #[expect(
         unsafe_code,
-        reason = "ONNX Runtime and the standard library listen to nothing but these variables"
+        reason = "the runtime and the standard library listen to nothing but these"
     )]
+    // SAFETY: the first statement of `main`, so there is no other thread that could read the environment.
     unsafe {
         std::env::set_var(TELEMETRY_OFF, "1");
         std::env::set_var("RUST_MIN_STACK", STACK_BYTES.to_string());
