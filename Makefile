@@ -1,6 +1,6 @@
 # Everything here sets up what it needs: a Rust toolchain, git and make are enough on Debian and Ubuntu.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-brokers chaos soak fuzz lint models clean
+.PHONY: help setup build demo test test-brokers bench bench-smoke chaos soak fuzz lint models clean
 
 TRAIN := target/train
 FUZZ_SECONDS ?= 60
@@ -21,6 +21,15 @@ demo: build ## Run a broker, a worker and a producer, and show what they do
 test: setup ## Run all tests against private brokers
 	tests/scripts/broker_test
 	cargo test --locked
+	$(MAKE) --no-print-directory bench-smoke
+
+bench: setup ## Measure inferq beside the floor and what one would write instead; about half an hour
+	benches/run --repeats 5 --json target/bench.json
+
+# Built like the tests, since an optimised build takes minutes; the figures say nothing.
+bench-smoke: setup ## Run every benchmark briefly: do they still work?
+	cargo test --locked --bench micro
+	benches/run --quick --profile dev
 
 # For every version that is to be served, the path of its rabbitmq-server.
 test-brokers: setup ## Run the tests that need a broker on each server that INFERQ_TEST_RABBITMQ lists

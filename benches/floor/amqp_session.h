@@ -62,7 +62,7 @@ static inline bool same(amqp_bytes_t bytes, const char *text) {
 struct message {
   uint64_t tag;
   const amqp_basic_properties_t *properties;
-  amqp_bytes_t body; /* The last frame of it; the bodies of this benchmark have one frame. */
+  amqp_bytes_t body;
   uint64_t bytes_left;
   enum { NOTHING, METHOD, HEADER, COMPLETE } read;
 };
@@ -74,6 +74,27 @@ static inline bool next_frame(amqp_connection_state_t connection, bool wait, amq
   if (status == AMQP_STATUS_TIMEOUT) return false;
   if (status != AMQP_STATUS_OK) fail("read: %s", amqp_error_string2(status));
   return true;
+}
+
+/* A body of one frame stays where it is. One of several is put together, in a buffer that the next one takes over. */
+static inline void take_fragment(struct message *message, amqp_bytes_t fragment) {
+  static char *whole;
+  static size_t room, used;
+  bool is_first = message->body.bytes == NULL;
+  message->bytes_left -= fragment.len;
+  if (is_first && message->bytes_left == 0) {
+    message->body = fragment;
+    return;
+  }
+  if (is_first) used = 0;
+  if (used + fragment.len + message->bytes_left > room) {
+    room = used + fragment.len + message->bytes_left;
+    whole = realloc(whole, room);
+    if (!whole) fail("no memory");
+  }
+  memcpy(whole + used, fragment.bytes, fragment.len);
+  used += fragment.len;
+  message->body = (amqp_bytes_t){used, whole};
 }
 
 /* Whether a whole delivery has come. Waits for none, but for the rest of one that has begun. */
@@ -90,8 +111,7 @@ static inline bool next_message(amqp_connection_state_t connection, struct messa
       message->bytes_left = frame.payload.properties.body_size;
       message->read = message->bytes_left == 0 ? COMPLETE : HEADER;
     } else if (frame.frame_type == AMQP_FRAME_BODY && message->read == HEADER) {
-      message->body = frame.payload.body_fragment;
-      message->bytes_left -= message->body.len;
+      take_fragment(message, frame.payload.body_fragment);
       if (message->bytes_left == 0) message->read = COMPLETE;
     } else {
       fail("the broker closes the consumer, or its channel");

@@ -1,63 +1,50 @@
 /* Does the worker keep up, and does each job get its own answer, once?
  *
- *     load URI QUEUE SECONDS IN_FLIGHT echo|inferq
+ *     load rows FILE                                       writes the 64 rows, for `ort_alone answers`
+ *     load delete URI QUEUE                                deletes the queue that a contestant has left
+ *     load URI QUEUE KIND ROWS ANSWERS closed SECONDS IN_FLIGHT
+ *     load URI QUEUE KIND ROWS ANSWERS open SECONDS RATE
+ *     load URI QUEUE KIND ROWS ANSWERS fill JOBS
  *
- * Closed loop: keeps IN_FLIGHT jobs under way for SECONDS, then waits for the last answers. A job is one row of 1000
- * float32 in msgpack `bin`, published to the queue with a confirm, transient; answers go to an exclusive queue. Every
- * answer is checked: known correlation id, answered once; of inferq also `inferq-status` OK and a msgpack map that ends
- * with ten probabilities, the same for the same row as before, so that rows that were mixed up do not pass.
+ * KIND says whose messages these are: echo, inferq, celery or dramatiq (jobs.h). ROWS is the number of rows a job, and
+ * ANSWERS the file of the 64 right answers. Jobs are published to the queue with a confirm, transient; answers go to an
+ * exclusive queue, and each is checked: known id, answered once, the probabilities of its own rows.
  *
- * Prints {"jobs", "wall_seconds", "cpu_seconds"}, or one sentence and exits with 1. */
+ * closed: keeps IN_FLIGHT jobs under way for SECONDS. open: sends RATE jobs a second at the times of a Poisson process,
+ * the same for every contestant, however late the answers are; latency counts from the time at which a job was due and
+ * not from when it could be sent, so that a stall is seen by every job that it held up. fill: sends all JOBS, says
+ * "filled", and only then waits for answers, so that a worker may be started then. All wait for the last answer.
+ *
+ * Prints {"jobs", "wall_seconds", "cpu_seconds"}, in open mode also {"p50_ms", "p99_ms", "max_ms", "round_trip_p50_ms"},
+ * the last from when the job was sent; or one sentence and exits with 1. */
 #define _GNU_SOURCE
-#include <math.h>
 #include <poll.h>
+#include <sys/prctl.h>
 #include <time.h>
 
-#include "amqp_session.h"
+#include "jobs.h"
 
-enum {
-  COLUMNS = 1000,
-  CLASSES = 10,
-  ROWS = 64, /* Distinct rows, used in turn. */
-  JOBS_MAX = 1 << 25,
-  UNCONFIRMED_MAX = 1 << 16,
-  QUEUE_WAIT_MS = 20000,
-  SILENCE_MS = 20000,
-};
+enum { JOBS_MAX = 1 << 25, UNCONFIRMED_MAX = 1 << 17, QUEUE_WAIT_MS = 60000, SILENCE_MS = 60000 };
 
 struct load {
   amqp_connection_state_t publishing, consuming;
   amqp_bytes_t queue, reply_to;
-  uint64_t in_flight_max, published, answered;
+  enum kind kind;
+  enum { CLOSED, OPEN, FILL } mode;
+  uint64_t limit; /* Of jobs in flight, or in all when filling. */
+  double rate, next_due, until;
+  uint64_t published, answered;
   uint64_t confirmed_below; /* All tags up to this one are confirmed. */
   bool unconfirmed[UNCONFIRMED_MAX];
-  bool is_inferq;
-  uint8_t *seen; /* A byte a job. */
-  float expected[ROWS][CLASSES];
-  bool known[ROWS];
+  bool filled;
+  uint8_t *seen;      /* A byte a job. */
+  double *due, *sent; /* In open mode, and then what is left of them is the latency. */
 };
 
 static double now(void) {
   struct timespec time;
   clock_gettime(CLOCK_MONOTONIC, &time);
   return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
-/* {"inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 1000], "data": bin}]} */
-static const char HEAD[] = "\x81\xa6inputs\x91\x84\xa4name\xa5input\xa8" "datatype\xa4" "FP32\xa5shape\x92\x01\xcd\x03\xe8\xa4" "data\xc5\x0f\xa0";
-enum { HEAD_BYTES = sizeof HEAD - 1, BODY_BYTES = HEAD_BYTES + 4 * COLUMNS };
-static char bodies[ROWS][BODY_BYTES];
-
-static void make_bodies(void) {
-  uint32_t state = 1;
-  for (int row = 0; row < ROWS; row++) {
-    memcpy(bodies[row], HEAD, HEAD_BYTES);
-    for (int column = 0; column < COLUMNS; column++) {
-      state = state * 1664525u + 1013904223u;
-      float value = (float)(state >> 8) / (float)(1 << 23) - 1.0f;
-      memcpy(bodies[row] + HEAD_BYTES + 4 * column, &value, sizeof value);
-    }
-  }
 }
 
 /* The worker declares its queue; until it has, there is nobody to load. */
@@ -78,18 +65,11 @@ static void await_queue(amqp_connection_state_t connection, amqp_bytes_t queue) 
 
 static void publish_job(struct load *load) {
   if (load->published == JOBS_MAX) fail("more than %d jobs", JOBS_MAX);
-  char id[17];
-  snprintf(id, sizeof id, "%016lx", (unsigned long)load->published);
-  amqp_basic_properties_t job = {
-      ._flags = AMQP_BASIC_CONTENT_TYPE_FLAG | AMQP_BASIC_DELIVERY_MODE_FLAG | AMQP_BASIC_CORRELATION_ID_FLAG |
-                AMQP_BASIC_REPLY_TO_FLAG,
-      .content_type = amqp_cstring_bytes("application/msgpack"),
-      .delivery_mode = 1,
-      .correlation_id = amqp_cstring_bytes(id),
-      .reply_to = load->reply_to,
-  };
-  amqp_bytes_t body = {BODY_BYTES, bodies[load->published % ROWS]};
-  int status = amqp_basic_publish(load->publishing, CHANNEL, amqp_empty_bytes, load->queue, 1, 0, &job, body);
+  if (load->mode == OPEN) {
+    load->due[load->published] = load->next_due;
+    load->sent[load->published] = now();
+  }
+  int status = publish(load->publishing, load->kind, load->published, load->queue, load->reply_to);
   if (status != AMQP_STATUS_OK) fail("publish: %s", amqp_error_string2(status));
   load->published++;
   load->unconfirmed[load->published - load->confirmed_below - 1] = true;
@@ -107,91 +87,165 @@ static void take_confirms(struct load *load) {
   amqp_maybe_release_buffers_on_channel(load->publishing, CHANNEL);
 }
 
-static void check_result(struct load *load, const struct message *reply, uint64_t id) {
-  bool is_ok = false;
-  const amqp_table_t *headers = &reply->properties->headers;
-  for (int i = 0; i < headers->num_entries; i++)
-    is_ok |= same(headers->entries[i].key, "inferq-status") && same(headers->entries[i].value.value.bytes, "OK");
-  const unsigned char *body = reply->body.bytes;
-  size_t bytes = sizeof(float[CLASSES]);
-  bool is_map = reply->body.len > bytes + 2 && body[0] >> 4 == 0x8;
-  if (!is_ok || !is_map || !same(reply->properties->type, "inferq.result"))
-    fail("job %lu was not answered OK with a msgpack map: %.*s", (unsigned long)id, (int)reply->body.len, body);
-  const unsigned char *end = body + reply->body.len;
-  float classes[CLASSES], sum = 0;
-  memcpy(classes, end - bytes, bytes);
-  float *expected = load->expected[id % ROWS];
-  if (!load->known[id % ROWS]) {
-    memcpy(expected, classes, bytes);
-    load->known[id % ROWS] = true;
-  }
-  for (int i = 0; i < CLASSES; i++) {
-    sum += classes[i];
-    if (!(fabsf(classes[i] - expected[i]) <= 1e-5f)) fail("job %lu got the answer of another row", (unsigned long)id);
-  }
-  if (end[-(int)bytes - 2] != 0xc4 || !(fabsf(sum - 1) <= 1e-4f))
-    fail("job %lu: the body does not end with %d probabilities", (unsigned long)id, CLASSES);
-}
-
 static void take_answers(struct load *load) {
   struct message reply;
   while (next_message(load->consuming, &reply)) {
-    amqp_bytes_t correlation_id = reply.properties->correlation_id;
-    char text[17] = "";
-    if (correlation_id.len != 16) fail("an answer to nothing");
-    memcpy(text, correlation_id.bytes, 16);
-    uint64_t id = strtoull(text, NULL, 16);
-    if (id >= load->published || load->seen[id]++) fail("job %s was answered twice, or never sent", text);
-    if (load->is_inferq) check_result(load, &reply, id);
+    uint64_t id = id_of(&reply);
+    if (id >= load->published || load->seen[id]++) fail("job %lu was answered twice, or never sent", (unsigned long)id);
+    check_answer(load->kind, &reply, id);
+    if (load->mode == OPEN) {
+      double arrived = now();
+      load->due[id] = arrived - load->due[id];
+      load->sent[id] = arrived - load->sent[id];
+    }
     load->answered++;
   }
   amqp_maybe_release_buffers_on_channel(load->consuming, CHANNEL);
 }
 
-static void run(struct load *load, double until) {
-  while (now() < until || load->answered < load->published || load->confirmed_below < load->published) {
-    bool idle = true;
-    while (now() < until && load->published - load->answered < load->in_flight_max &&
-           load->published - load->confirmed_below < UNCONFIRMED_MAX) {
+/* Exponential gaps from a fixed seed. */
+static double next_gap(double rate) {
+  static uint64_t state = 88172645463325252u;
+  state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+  return -log1p(-(double)(state >> 11) * 0x1p-53) / rate;
+}
+
+/* Whether a job is to be sent at this time. */
+static bool is_due(struct load *load, double time) {
+  if (load->published - load->confirmed_below == UNCONFIRMED_MAX) return false;
+  switch (load->mode) {
+    case CLOSED: return time < load->until && load->published - load->answered < load->limit;
+    case OPEN: return load->next_due < load->until && load->next_due <= time;
+    case FILL: return load->published < load->limit;
+  }
+  return false;
+}
+
+static bool is_done(struct load *load, double time) {
+  if (load->answered < load->published || load->confirmed_below < load->published) return false;
+  switch (load->mode) {
+    case CLOSED: return time >= load->until;
+    case OPEN: return load->next_due >= load->until;
+    case FILL: return load->published == load->limit;
+  }
+  return true;
+}
+
+static void wait_for_more(struct load *load) {
+  struct pollfd sockets[] = {{amqp_get_sockfd(load->publishing), POLLIN, 0},
+                             {amqp_get_sockfd(load->consuming), POLLIN, 0}};
+  double seconds = SILENCE_MS / 1e3;
+  bool more_to_send = load->mode == OPEN && load->next_due < load->until;
+  if (more_to_send) seconds = fmin(seconds, fmax(load->next_due - now(), 0));
+  struct timespec timeout = {(time_t)seconds, (long)(fmod(seconds, 1) * 1e9)};
+  if (ppoll(sockets, 2, &timeout, NULL) == 0 && !more_to_send)
+    fail("%lu of %lu jobs are not answered", (unsigned long)(load->published - load->answered),
+         (unsigned long)load->published);
+}
+
+static void run(struct load *load) {
+  while (!is_done(load, now())) {
+    bool sent = false;
+    for (int i = 0; i < 1000 && is_due(load, now()); i++) {
       publish_job(load);
-      idle = false;
+      if (load->mode == OPEN) load->next_due += next_gap(load->rate);
+      sent = true;
     }
     uint64_t before = load->answered + load->confirmed_below;
     take_confirms(load);
     take_answers(load);
-    if (!idle || load->answered + load->confirmed_below > before) continue;
-    struct pollfd sockets[] = {{amqp_get_sockfd(load->publishing), POLLIN, 0},
-                               {amqp_get_sockfd(load->consuming), POLLIN, 0}};
-    if (poll(sockets, 2, SILENCE_MS) == 0)
-      fail("%lu of %lu jobs are not answered", (unsigned long)(load->published - load->answered),
-           (unsigned long)load->published);
+    if (load->mode == FILL && !load->filled && load->confirmed_below == load->limit) {
+      load->filled = true;
+      puts("filled");
+      fflush(stdout);
+    }
+    if (!sent && load->answered + load->confirmed_below == before) wait_for_more(load);
   }
 }
 
+static int by_size(const void *a, const void *b) {
+  double first = *(const double *)a, second = *(const double *)b;
+  return (first > second) - (first < second);
+}
+
+static double quantile_ms(double *seconds, uint64_t count, double share) {
+  qsort(seconds, count, sizeof *seconds, by_size);
+  return 1e3 * seconds[(uint64_t)(share * (double)(count - 1))];
+}
+
+static void write_rows(const char *path) {
+  FILE *file = fopen(path, "wb");
+  if (!file || fwrite(rows, sizeof rows, 1, file) != 1 || fclose(file) != 0) fail("%s cannot be written", path);
+}
+
+static void delete_queue(const char *uri, const char *queue) {
+  amqp_connection_state_t connection = open_connection(uri);
+  amqp_queue_delete(connection, CHANNEL, amqp_cstring_bytes(queue), 0, 0);
+  check(connection, "delete");
+}
+
+static void parse(struct load *load, int count, char **arguments) {
+  const char *const usage = "usage: load URI QUEUE KIND ROWS ANSWERS closed SECONDS IN_FLIGHT | open SECONDS RATE | fill JOBS";
+  if (count < 8) fail("%s", usage);
+  load->queue = amqp_cstring_bytes(arguments[2]);
+  while (strcmp(KINDS[load->kind], arguments[3]) != 0)
+    if (++load->kind > DRAMATIQ) fail("%s", usage);
+  const char *mode = arguments[6];
+  if (strcmp(mode, "fill") == 0 && count == 8) {
+    load->mode = FILL;
+    load->limit = strtoul(arguments[7], NULL, 10);
+    if (load->limit > UNCONFIRMED_MAX) fail("at most %d jobs", UNCONFIRMED_MAX);
+    return;
+  }
+  if (count != 9) fail("%s", usage);
+  load->mode = strcmp(mode, "open") == 0 ? OPEN : CLOSED;
+  load->limit = strtoul(arguments[8], NULL, 10);
+  load->rate = strtod(arguments[8], NULL);
+  load->until = strtod(arguments[7], NULL);
+}
+
 int main(int count, char **arguments) {
-  if (count != 6) fail("usage: load URI QUEUE SECONDS IN_FLIGHT echo|inferq");
   static struct load load;
+  make_rows();
+  if (count == 3 && strcmp(arguments[1], "rows") == 0) {
+    write_rows(arguments[2]);
+    return 0;
+  }
+  if (count == 4 && strcmp(arguments[1], "delete") == 0) {
+    delete_queue(arguments[2], arguments[3]);
+    return 0;
+  }
+  parse(&load, count, arguments);
+  read_answers(arguments[5]);
+  prctl(PR_SET_TIMERSLACK, 1);
+  load.seen = calloc(JOBS_MAX, 1);
+  load.due = calloc(JOBS_MAX, sizeof *load.due);
+  load.sent = calloc(JOBS_MAX, sizeof *load.sent);
+  if (!load.seen || !load.due || !load.sent) fail("no memory");
+
   load.publishing = open_connection(arguments[1]);
   load.consuming = open_connection(arguments[1]);
-  load.queue = amqp_cstring_bytes(arguments[2]);
-  load.in_flight_max = strtoul(arguments[4], NULL, 10);
-  load.is_inferq = strcmp(arguments[5], "inferq") == 0;
-  load.seen = calloc(JOBS_MAX, 1);
-  if (!load.seen) fail("no memory");
-  make_bodies();
-
   await_queue(load.publishing, load.queue);
   amqp_confirm_select(load.publishing, CHANNEL);
   check(load.publishing, "confirms");
-  amqp_queue_declare_ok_t *answers =
+  amqp_queue_declare_ok_t *replies =
       amqp_queue_declare(load.consuming, CHANNEL, amqp_empty_bytes, 0, 0, 1, 1, amqp_empty_table);
   check(load.consuming, "queue of the answers");
-  load.reply_to = amqp_bytes_malloc_dup(answers->queue);
+  load.reply_to = amqp_bytes_malloc_dup(replies->queue);
   amqp_basic_consume(load.consuming, CHANNEL, load.reply_to, amqp_empty_bytes, 0, 1, 1, amqp_empty_table);
   check(load.consuming, "consume");
+  make_bodies(load.kind, strtoul(arguments[4], NULL, 10), arguments[2],
+              strndup(load.reply_to.bytes, load.reply_to.len));
 
   double began = now(), cpu = cpu_seconds();
-  run(&load, began + strtod(arguments[3], NULL));
-  printf("{\"jobs\": %lu, \"wall_seconds\": %.6f, \"cpu_seconds\": %.6f}\n", (unsigned long)load.answered,
-         now() - began, cpu_seconds() - cpu);
+  load.until += began;
+  load.next_due = began;
+  run(&load);
+  printf("{\"jobs\": %lu, \"wall_seconds\": %.6f, \"cpu_seconds\": %.6f", (unsigned long)load.answered, now() - began,
+         cpu_seconds() - cpu);
+  if (load.mode == OPEN && load.answered > 0)
+    printf(", \"p50_ms\": %.4f, \"p99_ms\": %.4f, \"max_ms\": %.4f, \"round_trip_p50_ms\": %.4f",
+           quantile_ms(load.due, load.answered, 0.5), quantile_ms(load.due, load.answered, 0.99),
+           quantile_ms(load.due, load.answered, 1), quantile_ms(load.sent, load.answered, 0.5));
+  puts("}");
 }
