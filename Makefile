@@ -23,7 +23,7 @@ test: setup ## Run all tests against private brokers
 	cargo test --locked
 	$(MAKE) --no-print-directory bench-smoke
 
-bench: setup ## Measure inferq beside the floor and what one would write instead; about half an hour
+bench: setup ## Measure inferq beside the floor and what one would write instead; 40 minutes
 	benches/run --repeats 5 --json target/bench.json
 
 # Built like the tests, since an optimised build takes minutes; the figures say nothing.
