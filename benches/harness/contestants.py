@@ -124,7 +124,7 @@ class Rival(Contestant):
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         if parity:
-            variables["BENCH_PARITY"] = "1"
+            variables |= {"BENCH_PARITY": "1", "dramatiq_queue_prefetch": str(PREFETCH // 2)}
         self.log = python.parent.parent / f"{queue}.log"
         with open(self.log, "w") as log:
             # A session of its own, so that none of its children outlives it.
