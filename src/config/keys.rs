@@ -248,9 +248,10 @@ settings! {
         /// Biggest body of a job; a bigger one is answered with an error.
         body_bytes_max: usize, "body_bytes_max" = 16_777_216, WholeNumber(1..=536_870_912_usize),
             "16 MiB is RabbitMQ's own limit for a message since 4.0.";
-        /// Bytes of the jobs in hand; above it a worker takes no more. At least `body_bytes_max`.
-        memory_bytes: usize, "memory_bytes" = 1_073_741_824, WholeNumber(1..=1_099_511_627_776_usize),
-            "Room for 64 of the biggest jobs; the prefetch window alone could hold 4 GiB of them.";
+        /// Bytes that the bodies of all jobs in hand may take; `broker.prefetch` is lowered until the biggest of every model fit.
+        /// On top come decoded JSON (at most 8 bytes a number), a batch for each engine, and replies under way.
+        memory_bytes: usize, "memory_bytes" = 4_294_967_296_i64, WholeNumber(1..=1_099_511_627_776_usize),
+            "What 256 of the biggest jobs take, so that one model has its whole prefetch window; small jobs use little of it.";
     }
 
     /// How results go back.

@@ -245,7 +245,30 @@ fn admit<'a>(
             bytes: envelope.body.len(),
         });
     }
+    let bytes = reply_bytes_min(&content, lane);
+    if bytes > limits.body_bytes_max {
+        return Err(JobError::ReplyTooLarge {
+            bytes,
+            max: limits.body_bytes_max,
+        });
+    }
     Ok((lane, jobs, content))
+}
+
+/// The bytes that the outputs asked for will take at least, as far as the signature tells: a job of many small rows must
+/// not fill the memory with outputs that no reply could carry.
+fn reply_bytes_min(content: &Content, lane: &Lane) -> usize {
+    let of = |wanted: &WantedOutput| {
+        let spec = &lane.signature.outputs[wanted.index];
+        let rows = if lane.batching { content.rows } else { 1 };
+        let fixed = spec.shape.iter().skip(usize::from(lane.batching));
+        let elements = fixed.fold(rows, |elements, dim| match dim {
+            Dim::Fixed(size) => elements.saturating_mul(*size),
+            Dim::Dynamic(_) => 0,
+        });
+        elements.saturating_mul(spec.datatype.element_bytes().unwrap_or(0))
+    };
+    content.outputs.iter().map(of).fold(0, usize::saturating_add)
 }
 
 /// The error of a job whose deadline lies behind `now`.

@@ -142,7 +142,8 @@ impl Worker {
         Ok(())
     }
 
-    fn start(self) -> Result<Running, WorkerError> {
+    fn start(mut self) -> Result<Running, WorkerError> {
+        self.config.broker.prefetch = prefetch_within(&self.config, self.models.len());
         let closed = CancellationToken::new();
         let mut supervisors = JoinSet::new();
         let consuming = self.link(Role::Consume, &closed, &mut supervisors);
@@ -385,6 +386,22 @@ fn delivery_limit(config: &Config) -> Option<u64> {
     }
 }
 
+/// As many deliveries as are asked for, or fewer, so that their bodies fit into `limits.memory_bytes`.
+///
+/// Nothing else bounds them: what the broker has sent is in this process, in the client's queue, before a stage has seen it.
+fn prefetch_within(config: &Config, models: usize) -> u16 {
+    let (asked, limits) = (config.broker.prefetch, &config.limits);
+    let bodies = limits.memory_bytes / limits.body_bytes_max / models.max(1);
+    let prefetch = asked.min(u16::try_from(bodies).unwrap_or(u16::MAX).max(1));
+    if prefetch < asked {
+        info!(
+            "prefetch is {prefetch} and not {asked}, so that the biggest bodies of {models} models fit into \
+             limits.memory_bytes; a lower limits.body_bytes_max leaves room for more"
+        );
+    }
+    prefetch
+}
+
 fn isolation(config: &Config, program: PathBuf) -> Option<Isolation> {
     let after = isolate::threshold(config.worker.isolate_after, delivery_limit(config))?;
     Some(Isolation { program, after })
@@ -410,6 +427,20 @@ mod tests {
             fatal: receiver,
         };
         (running, Fatal(fatal))
+    }
+
+    #[test]
+    fn prefetch_is_lowered_until_the_biggest_bodies_of_all_models_fit() {
+        let prefetch = |memory: &str, body: &str, models| {
+            let overrides = [("limits.memory_bytes", memory), ("limits.body_bytes_max", body)];
+            let overrides = overrides.map(|(key, value)| (key, value.to_owned()));
+            prefetch_within(&Config::from_overrides(&overrides).unwrap(), models)
+        };
+
+        assert_eq!(prefetch_within(&Config::from_overrides(&[]).unwrap(), 1), 256);
+        assert_eq!(prefetch("1000000", "10000", 1), 100);
+        assert_eq!(prefetch("1000000", "10000", 3), 33);
+        assert_eq!(prefetch("1000000", "1000000", 3), 1);
     }
 
     #[tokio::test]

@@ -54,6 +54,37 @@ fn the_time_a_delivery_waited_for_memory_is_not_taken_off_its_deadline() {
 }
 
 #[test]
+fn a_job_whose_reply_would_be_too_large_is_refused_before_it_runs() {
+    let jobs = Jobs::of(Signature {
+        inputs: vec![spec("x", Datatype::Uint8, &["batch"])],
+        outputs: vec![
+            spec("wide", Datatype::Fp32, &["batch", "1000"]),
+            spec("narrow", Datatype::Fp32, &["batch", "1"]),
+            spec("free", Datatype::Fp32, &["batch", "any", "1000"]),
+        ],
+    });
+    let body = |rows: usize, outputs: &str| {
+        let data = vec!["1"; rows].join(",");
+        format!(
+            r#"{{"inputs":[{{"name":"x","datatype":"UINT8","shape":[{rows}],"data":[{data}]}}],"outputs":[{outputs}]}}"#
+        )
+    };
+    let wide = r#"{"name":"wide"}"#;
+
+    // 16 rows of 4000 bytes fit into 64 KiB, 17 do not.
+    let fits = |body: String| run(&jobs, jobs.delivery(json(BasicProperties::default()), body.into())).is_ok();
+    assert!(fits(body(16, wide)));
+    assert!(fits(body(17, r#"{"name":"narrow"},{"name":"free"}"#)));
+    for outputs in [wide, ""] {
+        let error = refusal(&jobs, &body(17, outputs));
+        assert!(
+            error.contains("the reply would have 68") && error.contains("send fewer rows"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn a_timestamp_counts_seconds_so_it_is_refused_where_milliseconds_or_versions_are_due() {
     for header in ["inferq-deadline", "inferq-model-version"] {
         let seconds = u64::try_from(ms_from_now(60_000)).unwrap() / 1000;
