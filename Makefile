@@ -1,6 +1,6 @@
 # Everything here sets up what it needs: a Rust toolchain, git and make are enough on Debian and Ubuntu.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-brokers bench bench-smoke chaos soak fuzz lint models clean
+.PHONY: help setup build demo test test-brokers bench bench-smoke chaos drains soak fuzz lint models clean
 
 TRAIN := target/train
 FUZZ_SECONDS ?= 60
@@ -44,7 +44,18 @@ test-brokers: setup ## Run the tests that need a broker on each server that INFE
 chaos: setup ## Let broker, workers and network fail for five minutes, and count what was lost
 	INFERQ_TEST_CHAOS_SECONDS=$${INFERQ_TEST_CHAOS_SECONDS:-300} cargo test --locked --test it chaos::whatever -- --nocapture
 
-.PHONY: help setup build demo test chaos soak fuzz lint models clean
+drains: setup ## Stop a hundred workers at random moments of their work, and count what was lost
+	INFERQ_TEST_DRAINS=$${INFERQ_TEST_DRAINS:-100} cargo test --locked --test it stop::drains -- --nocapture
+
+# Other schedules each time; `tests/README.md` says how one of them is run again.
+soak: ## Run three million simulated schedules, or INFERQ_TEST_SCHEDULES
+	INFERQ_TEST_FIRST=$${INFERQ_TEST_FIRST:-$$(date +%s)000000} INFERQ_TEST_SCHEDULES=$${INFERQ_TEST_SCHEDULES:-3000000} \
+	  cargo test --locked --profile soak --lib no_schedule -- --nocapture
+
+fuzz: ## Fuzz each decoder for FUZZ_SECONDS (60); needs cargo-fuzz
+	for target in msgpack json binary reply job; do \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+	done
 
 lint: ## Check format, lints, documentation, dependencies, scripts and the tree
 	@scripts/setup lint

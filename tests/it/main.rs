@@ -13,6 +13,7 @@ mod happy;
 mod isolation;
 mod models;
 mod network;
+mod overload;
 mod poison;
 mod predict;
 mod python;

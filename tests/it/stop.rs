@@ -75,6 +75,66 @@ async fn sigterm_under_load_loses_nothing_and_answers_nothing_twice() {
     scene.nothing_is_left("slow").await;
 }
 
+/// `make drains` asks for a hundred.
+#[tokio::test]
+async fn drains_at_any_moment_end_in_time_and_lose_nothing() {
+    const JOBS: u16 = 60;
+    #[expect(clippy::disallowed_methods, reason = "the tests' own setting")]
+    let drains = std::env::var("INFERQ_TEST_DRAINS").map_or(3, |drains| drains.parse().expect("a number of drains"));
+    let scene = Scene::new();
+    scene.declare("slow").await;
+    let mut producer = scene.producer().await;
+    let mut drain_ms = Vec::new();
+
+    for drain in 0..drains {
+        let worker = scene.worker("slow").env("INFERQ_BATCH__ROWS_MAX", "4").start().await;
+        let ids = producer
+            .send_all((0..JOBS).map(|number| numbered(&scene, "slow", number)))
+            .await;
+        for _ in 0..fastrand::u16(1..JOBS) {
+            producer.hear_one().await;
+        }
+        worker.drain().await;
+        let mut replies = producer.remaining().await;
+        let missing = unanswered(&ids, &replies);
+        let waiting = u32::try_from(missing.len()).expect("few");
+        scene.until_waiting(&scene.queue("slow"), waiting).await;
+        // The next worker answers the rest, so that every drain begins with an empty queue.
+        let rest = scene.worker("slow").start().await;
+        replies.extend(producer.replies(&missing).await.into_values().flatten());
+        rest.drain().await;
+        replies.extend(producer.remaining().await);
+
+        replies.iter().for_each(check);
+        assert_eq!(
+            replies.len(),
+            usize::from(JOBS),
+            "drain {drain}: lost or answered twice"
+        );
+        assert!(
+            !worker.log().contains("not all jobs were finished in time"),
+            "{}",
+            worker.log()
+        );
+        drain_ms.push(worker.logged("the end of the drain", drained_ms).await);
+    }
+
+    drain_ms.sort_unstable();
+    let at = |share: usize| drain_ms[(drain_ms.len() - 1) * share / 100];
+    println!(
+        "{drains} drains: median {} ms, 90 % {} ms, longest {} ms",
+        at(50),
+        at(90),
+        at(100)
+    );
+    scene.nothing_is_left("slow").await;
+}
+
+fn drained_ms(line: &str) -> Option<u64> {
+    let line: serde_json::Value = serde_json::from_str(line).ok()?;
+    line.get("drain_ms")?.as_u64()
+}
+
 #[tokio::test]
 async fn an_idle_worker_drains_at_once_and_says_so() {
     let scene = Scene::new();
