@@ -1,5 +1,6 @@
 //! The `inferq` binary: parses, calls one function of `cli`, and turns an error into an exit code.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -33,7 +34,8 @@ fn run() -> ExitCode {
     match Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("inferq: {}", inferq::error::chain(error.as_ref()));
+            // `eprintln!` would panic where standard error cannot be written.
+            let _ = writeln!(std::io::stderr(), "inferq: {}", inferq::error::chain(error.as_ref()));
             ExitCode::from(if error.is::<ConfigError>() {
                 BAD_CONFIGURATION
             } else {

@@ -23,8 +23,8 @@ use crate::worker::{Worker, WorkerError};
 /// # Errors
 /// Whatever keeps it from starting or going on, as one sentence.
 pub fn run(config: Config) -> anyhow::Result<()> {
-    log::start(&config.telemetry)?;
-    let metrics = Arc::new(Metrics::new()?);
+    let log = log::start(&config.telemetry)?;
+    let metrics = Arc::new(Metrics::new()?.with_log(log.dropped));
     let coalesce = Coalesce {
         pause: config.worker.coalesce,
         in_hand: metrics.receipts.in_hand.clone(),

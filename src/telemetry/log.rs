@@ -1,9 +1,13 @@
 //! Logs, on standard error.
+//!
+//! A thread of its own writes them. Whoever reads them may fall asleep, or have no room left: then lines are dropped and
+//! counted, and the jobs go on.
 
 use std::io::IsTerminal as _;
 use std::panic::PanicHookInfo;
 
 use tracing::{Level, error};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -11,18 +15,32 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::{LogFormat, TelemetryConfig};
 
+/// A log that is being written. Dropped, it writes what is left, for a second at most.
+#[must_use = "a log that is dropped writes nothing any more"]
+pub struct Log {
+    _writing: WorkerGuard,
+    /// Lines that nobody took in time.
+    pub dropped: ErrorCounter,
+}
+
 /// Starts logging.
 ///
 /// # Errors
 /// `telemetry.log` is not a filter.
-pub fn start(config: &TelemetryConfig) -> Result<(), BadFilter> {
+pub fn start(config: &TelemetryConfig) -> Result<Log, BadFilter> {
     let filter = EnvFilter::try_new(format!("{QUIET},{}", config.log)).map_err(|cause| BadFilter {
         filter: config.log.clone(),
         cause,
     })?;
+    let (writer, writing) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(LINES_WAITING_MAX)
+        .thread_name("log")
+        .finish(std::io::stderr());
+    let dropped = writer.error_counter();
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false);
     // A second start in one process keeps the first's settings.
@@ -32,7 +50,10 @@ pub fn start(config: &TelemetryConfig) -> Result<(), BadFilter> {
         LogFormat::Json => builder.json().flatten_event(true).finish().with(fit).try_init(),
     };
     std::panic::set_hook(Box::new(panicked));
-    Ok(())
+    Ok(Log {
+        _writing: writing,
+        dropped,
+    })
 }
 
 /// A panic's own text may have been formatted from values of a job; one that stands in the source has not.
@@ -64,6 +85,8 @@ pub struct BadFilter {
     cause: tracing_subscriber::filter::ParseError,
 }
 
+/// Some megabytes at most, and minutes of what a worker says unless it is asked for every job.
+const LINES_WAITING_MAX: usize = 8192;
 /// Libraries that log errors which we log ourselves, with more to go by. Whoever wants their view asks for it.
 const QUIET: &str = "lapin=off,ort=off";
 /// They log a message's body, or values in it, as a warning.

@@ -10,6 +10,7 @@ use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
+use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::broker::link::Role;
 use crate::wire::status::Status;
@@ -34,6 +35,9 @@ pub struct Metrics {
     pub ready: IntGauge,
     pub reply: ReplyMetrics,
     pub receipts: ReceiptMetrics,
+    log_dropped: IntCounter,
+    /// Where `log_dropped` is counted.
+    log: Option<ErrorCounter>,
 }
 
 /// One model, whatever version answers.
@@ -158,31 +162,23 @@ impl Metrics {
             connects: add.counters("inferq_connects_total", "Connections made to the broker", ROLE)?,
             connect_failures: add.counters("inferq_connect_failures_total", "Connections that failed", ROLE)?,
             ready: add.gauge("inferq_ready", "Whether /readyz says ready")?,
-            reply: ReplyMetrics {
-                replied: add.counter("inferq_replies_total", "Replies that the broker confirmed")?,
-                unroutable: add.counter("inferq_replies_unroutable_total", "Replies whose queue is gone or full")?,
-                refused: add.counter(
-                    "inferq_publishes_refused_total",
-                    "Messages that the broker did not take",
-                )?,
-                stale: add.counter(
-                    "inferq_answers_stale_total",
-                    "Answers to jobs of a channel that is gone",
-                )?,
-                dead_lettered: add.counter("inferq_dead_letters_total", "Dead letters that the broker confirmed")?,
-                unconfirmed: add.gauge(
-                    "inferq_publishes_unconfirmed",
-                    "Messages published and not yet confirmed",
-                )?,
-                confirm_seconds: add.histogram(
-                    "inferq_confirm_duration_seconds",
-                    "From publishing a message to its confirm",
-                    seconds(),
-                )?,
-            },
+            reply: replies(&add)?,
             receipts: receipts(&add)?,
+            log_dropped: add.counter(
+                "inferq_log_lines_dropped_total",
+                "Log lines that could not be written in time",
+            )?,
+            log: None,
             registry,
         })
+    }
+
+    /// Shows what a log counts as well.
+    pub fn with_log(self, dropped: ErrorCounter) -> Self {
+        Self {
+            log: Some(dropped),
+            ..self
+        }
     }
 
     pub fn model(&self, model: &str) -> ModelMetrics {
@@ -221,11 +217,38 @@ impl Metrics {
 
     /// All metrics in Prometheus' text format.
     pub fn render(&self) -> String {
+        let dropped = self.log.as_ref().map_or(0, ErrorCounter::dropped_lines) as u64;
+        self.log_dropped.inc_by(dropped.saturating_sub(self.log_dropped.get()));
         let mut text = Vec::new();
         // Fails only where metrics of one family disagree, which the registry rules out.
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
         String::from_utf8_lossy(&text).into_owned()
     }
+}
+
+fn replies(add: &Adding<'_>) -> prometheus::Result<ReplyMetrics> {
+    Ok(ReplyMetrics {
+        replied: add.counter("inferq_replies_total", "Replies that the broker confirmed")?,
+        unroutable: add.counter("inferq_replies_unroutable_total", "Replies whose queue is gone or full")?,
+        refused: add.counter(
+            "inferq_publishes_refused_total",
+            "Messages that the broker did not take",
+        )?,
+        stale: add.counter(
+            "inferq_answers_stale_total",
+            "Answers to jobs of a channel that is gone",
+        )?,
+        dead_lettered: add.counter("inferq_dead_letters_total", "Dead letters that the broker confirmed")?,
+        unconfirmed: add.gauge(
+            "inferq_publishes_unconfirmed",
+            "Messages published and not yet confirmed",
+        )?,
+        confirm_seconds: add.histogram(
+            "inferq_confirm_duration_seconds",
+            "From publishing a message to its confirm",
+            seconds(),
+        )?,
+    })
 }
 
 fn receipts(add: &Adding<'_>) -> prometheus::Result<ReceiptMetrics> {

@@ -20,6 +20,7 @@ mod python;
 mod readme;
 mod security;
 mod startup;
+mod starved;
 mod status;
 mod stop;
 mod support;

@@ -1,10 +1,11 @@
 //! Workers as child processes: their environment, their log, their HTTP endpoints, their end.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -19,6 +20,18 @@ use super::{eventually, root, sockets, within};
 /// A worker that is about to start.
 pub struct Setup {
     command: Command,
+    log: Log,
+}
+
+/// What becomes of a worker's log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Log {
+    /// Read by the test.
+    Read,
+    /// Into a pipe that nobody reads.
+    Unread,
+    /// Onto a disk that is full.
+    FullDisk,
 }
 
 impl Setup {
@@ -36,7 +49,10 @@ impl Setup {
             .current_dir(root())
             .env("INFERQ_TELEMETRY__LISTEN", "127.0.0.1:0")
             .env("INFERQ_TELEMETRY__LOG_FORMAT", "json");
-        Self { command }
+        Self {
+            command,
+            log: Log::Read,
+        }
     }
 
     pub fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
@@ -46,6 +62,11 @@ impl Setup {
 
     pub fn without_env(mut self, name: &str) -> Self {
         self.command.env_remove(name);
+        self
+    }
+
+    pub fn log(mut self, log: Log) -> Self {
+        self.log = log;
         self
     }
 
@@ -62,17 +83,32 @@ impl Setup {
 
     /// Starts the worker without waiting for anything.
     pub fn spawn(mut self) -> Worker {
+        let stderr = match self.log {
+            Log::Read | Log::Unread => Stdio::piped(),
+            Log::FullDisk => File::create("/dev/full").expect("Linux has a full disk").into(),
+        };
         let mut child = self
             .command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
+            .stderr(stderr)
             .spawn()
             .expect("the inferq binary starts");
         let pid = Pid::from_child(&child);
         let (sender, state) = watch::channel(State::default());
-        let stderr = BufReader::new(child.stderr.take().expect("standard error is piped"));
-        let watcher = std::thread::spawn(move || follow(stderr, &mut child, &sender));
+        let (read, unread) = match self.log {
+            Log::Read => (child.stderr.take(), None),
+            Log::Unread | Log::FullDisk => (None, child.stderr.take()),
+        };
+        let watcher = std::thread::spawn(move || {
+            if let Some(stderr) = read {
+                note(BufReader::new(stderr), &sender);
+            }
+            let exit = child.wait().expect("nobody else waits for this child");
+            // Open until now, so that the pipe is full and not broken.
+            drop(unread);
+            sender.send_modify(|state| state.exit = Some(exit));
+        });
         Worker {
             pid,
             state,
@@ -94,13 +130,11 @@ struct State {
     exit: Option<ExitStatus>,
 }
 
-fn follow(stderr: impl BufRead, child: &mut Child, state: &watch::Sender<State>) {
+fn note(stderr: impl BufRead, state: &watch::Sender<State>) {
     for line in stderr.split(b'\n').map_while(Result::ok) {
         let line = String::from_utf8_lossy(&line).into_owned();
         state.send_modify(|state| state.lines.push(line));
     }
-    let exit = child.wait().expect("nobody else waits for this child");
-    state.send_modify(|state| state.exit = Some(exit));
 }
 
 impl Worker {
