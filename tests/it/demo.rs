@@ -95,7 +95,11 @@ async fn the_demo_shows_accuracy_rates_and_both_workers_and_leaves_nothing() {
 #[tokio::test]
 async fn an_interrupted_demo_leaves_nothing() {
     let folder = folder();
-    let child = demo(&folder).process_group(0).spawn().expect("the demo starts");
+    let endless = demo(&folder)
+        .env("INFERQ_DEMO_JOBS", "1000000000")
+        .process_group(0)
+        .spawn();
+    let child = endless.expect("the demo starts");
     eventually("the demo to have workers", || async {
         (processes(&folder).len() > 4).then_some(())
     })
