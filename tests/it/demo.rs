@@ -17,8 +17,11 @@ fn demo(folder: &tempfile::TempDir) -> Command {
         example.exists(),
         "run `cargo test`, or `cargo build --example digits` before `cargo test --test it`"
     );
-    let mut command = Command::new(root().join("scripts/demo"));
+    // Started in the background of a script, these tests ignore SIGINT, and so would a shell that inherits that.
+    let mut command = Command::new("env");
     command
+        .arg("--default-signal=INT")
+        .arg(root().join("scripts/demo"))
         .env("INFERQ_DEMO_BINARIES", binaries)
         .env("INFERQ_DEMO_JOBS", "500")
         .env("TMPDIR", folder.path())
