@@ -50,7 +50,8 @@ async fn a_hundred_thousand_waiting_jobs_take_no_more_memory_than_a_few() {
         few / MIB,
         many / MIB
     );
-    assert!(many - few < 16 * MIB, "{few} bytes, then {many}");
+    // Linux counts a thread's pages in lots, so that a later reading may be a little lower.
+    assert!(many.saturating_sub(few) < 16 * MIB, "{few} bytes, then {many}");
     assert!(many < 150 * MIB, "{many} bytes");
 }
 
