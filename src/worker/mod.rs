@@ -120,6 +120,8 @@ impl Worker {
     pub async fn run(self) -> Result<(), WorkerError> {
         let (stop, health) = (self.stop.clone(), self.health.clone());
         let drain_timeout = self.config.worker.drain_timeout;
+        let in_hand = self.metrics.receipts.in_hand.clone();
+        let unconfirmed = self.metrics.reply.unconfirmed.clone();
         let mut running = self.start()?;
         // Everything that is still to come has said so by now.
         health.clear(&Condition::Loading);
@@ -135,7 +137,13 @@ impl Worker {
         let drained = tokio::time::timeout(drain_timeout - goodbye, running.finish()).await;
         match drained {
             Ok(finished) => finished?,
-            Err(_) => warn!("not all jobs were finished in time; the rest goes back to its queues"),
+            // With what was held and what stood in the way: without them nobody can tell a slow model from a full broker.
+            Err(_) => warn!(
+                jobs = in_hand.get(),
+                unconfirmed = unconfirmed.get(),
+                state = health.report().trim_end(),
+                "not all jobs were finished in time; the rest goes back to its queues"
+            ),
         }
         running.close(goodbye).await;
         info!(drain_ms = began.elapsed().as_millis() as u64, "drained");

@@ -1,6 +1,9 @@
 //! Does a worker's memory stay where it was told, however much waits for it?
+//!
+//! What waits fills two thirds of the memory that a broker may take. So these tests have brokers of their own: at its alarm
+//! a shared one would hold up the replies of everybody else.
 
-use crate::support::{Job, Request, Scene, Tensor, Worker, eventually};
+use crate::support::{Broker, Job, Request, Scene, Tensor, Worker, eventually};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -28,7 +31,8 @@ async fn until_answered(worker: &Worker, jobs: f64) {
 #[tokio::test]
 async fn a_hundred_thousand_waiting_jobs_take_no_more_memory_than_a_few() {
     const JOBS: u32 = 100_000;
-    let scene = Scene::new();
+    let broker = Broker::start();
+    let scene = Scene::at(broker.uri());
     scene.declare("affine").await;
     let producer = scene.producer().await;
     let one = job(&scene, 1);
@@ -59,7 +63,8 @@ async fn a_hundred_thousand_waiting_jobs_take_no_more_memory_than_a_few() {
 async fn big_bodies_take_no_more_memory_than_allowed_though_the_prefetch_window_would_hold_more() {
     const JOBS: usize = 400;
     const ALLOWED: u64 = 16 * MIB;
-    let scene = Scene::new();
+    let broker = Broker::start();
+    let scene = Scene::at(broker.uri());
     scene.declare("affine").await;
     let producer = scene.producer().await;
     let big = job(&scene, 65_000); // Just below 1 MiB.
