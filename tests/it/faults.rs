@@ -67,6 +67,50 @@ async fn a_broker_that_is_killed_under_load_loses_nothing() {
     survives(Broker::kill).await;
 }
 
+#[tokio::test]
+async fn a_quorum_queue_whose_leader_dies_goes_on_with_another_and_loses_nothing() {
+    const JOBS: u16 = 120;
+    let first = Broker::start();
+    let mut second = Broker::joining(&first);
+    let _third = Broker::joining(&first);
+    let scene = Scene::at(first.uri());
+    // A new queue has its leader where it was declared, and a member on each of three nodes.
+    let there = Scene {
+        uri: second.uri().to_owned(),
+        prefix: scene.prefix.clone(),
+    };
+    there.declare("slow").await;
+    let queue = scene.queue("slow");
+    assert_eq!(leader(&first, &queue), second.node());
+    let worker = scene
+        .worker("slow")
+        .env("INFERQ_BATCH__ROWS_MAX", "2")
+        .env("INFERQ_BROKER__PREFETCH", "16");
+    let worker = worker.start().await;
+    let mut producer = scene.producer().await;
+
+    let jobs = |numbers: std::ops::Range<u16>| numbers.map(|number| numbered(&scene, number)).collect::<Vec<_>>();
+    producer.send_all(jobs(0..JOBS / 2)).await;
+    producer.hear_one().await;
+    second.kill();
+    producer.send_all(jobs(JOBS / 2..JOBS)).await; // Confirmed by the two members that are left.
+    all_answered(&mut producer, JOBS).await;
+    worker.drain().await;
+
+    assert_ne!(leader(&first, &queue), second.node());
+    scene.nothing_is_left("slow").await;
+}
+
+/// The node of the member that leads a quorum queue.
+fn leader(broker: &Broker, queue: &str) -> String {
+    let listed = broker.ctl(&["list_queues", "--silent", "name", "leader"]);
+    let line = listed
+        .lines()
+        .find_map(|line| line.strip_prefix(queue)?.strip_prefix('\t'));
+    line.unwrap_or_else(|| panic!("no queue {queue} in {listed}"))
+        .to_owned()
+}
+
 /// Ends the broker in the middle of the work, starts it again, and counts.
 ///
 /// The replies wait in a durable queue until the end, so that none is lost between the broker and this test.

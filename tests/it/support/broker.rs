@@ -26,6 +26,7 @@ struct Ready {
     tls_port: Option<u16>,
     dist_port: u16,
     epmd_port: u16,
+    node: String,
     dir: String,
     pid: i32,
 }
@@ -60,6 +61,11 @@ impl Broker {
         Self::with_options(&["--config-file", file.to_str().expect("a path in UTF-8")])
     }
 
+    /// Another node of the cluster of `first`, which must outlive it.
+    pub fn joining(first: &Self) -> Self {
+        Self::with_options(&["--join", &first.ready.dir])
+    }
+
     /// A broker for one test alone that can be stopped and started again on the same data.
     pub fn durable() -> Self {
         let place = folder();
@@ -73,6 +79,10 @@ impl Broker {
 
     pub fn uri(&self) -> &str {
         &self.ready.uri
+    }
+
+    pub fn node(&self) -> &str {
+        &self.ready.node
     }
 
     pub fn amqp_port(&self) -> u16 {
