@@ -131,6 +131,7 @@ fn served(metrics: &Metrics) -> Served {
         },
         batching: true,
         rows_max: 4,
+        capacity: Arc::default(),
         metrics: metrics.lane("pair", "1"),
     };
     Served {

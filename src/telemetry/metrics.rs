@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::broker::link::Role;
+use crate::model::capacity::Capacity;
 use crate::wire::status::Status;
 
 /// The registry and what is shared by all models.
@@ -29,6 +30,8 @@ pub struct Metrics {
     batch_rows: HistogramVec,
     wait_seconds: HistogramVec,
     infer_seconds: HistogramVec,
+    seconds_per_row: GaugeVec,
+    seconds_per_run: GaugeVec,
     connection_up: IntGaugeVec,
     connects: IntCounterVec,
     connect_failures: IntCounterVec,
@@ -72,6 +75,8 @@ pub struct LaneMetrics {
     batch_rows: Histogram,
     wait_seconds: Histogram,
     infer_seconds: Histogram,
+    seconds_per_row: Gauge,
+    seconds_per_run: Gauge,
 }
 
 impl LaneMetrics {
@@ -80,6 +85,12 @@ impl LaneMetrics {
         self.rows.inc_by(rows as u64);
         self.batch_rows.observe(rows as f64);
         self.infer_seconds.observe(infer.as_secs_f64());
+    }
+
+    /// What runs take is known anew.
+    pub fn measured(&self, capacity: Capacity) {
+        self.seconds_per_row.set(capacity.seconds_per_row);
+        self.seconds_per_run.set(capacity.seconds_per_run);
     }
 
     pub fn waited(&self, wait: Duration) {
@@ -154,6 +165,16 @@ impl Metrics {
                 seconds(),
             )?,
             infer_seconds: add.histograms("inferq_infer_duration_seconds", "Run of a batch", LANE, seconds())?,
+            seconds_per_row: add.real_gauges(
+                "inferq_model_seconds_per_row",
+                "What each row adds to a run, as measured; 0 until then",
+                LANE,
+            )?,
+            seconds_per_run: add.real_gauges(
+                "inferq_model_seconds_per_run",
+                "What a run takes besides its rows, as measured",
+                LANE,
+            )?,
             connection_up: add.gauges(
                 "inferq_connection_up",
                 "Whether the connection to the broker works",
@@ -203,6 +224,8 @@ impl Metrics {
             batch_rows: self.batch_rows.with_label_values(labels),
             wait_seconds: self.wait_seconds.with_label_values(labels),
             infer_seconds: self.infer_seconds.with_label_values(labels),
+            seconds_per_row: self.seconds_per_row.with_label_values(labels),
+            seconds_per_run: self.seconds_per_run.with_label_values(labels),
         }
     }
 
@@ -289,6 +312,10 @@ impl Adding<'_> {
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
         self.add(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn real_gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<GaugeVec> {
+        self.add(GaugeVec::new(Opts::new(name, help), labels))
     }
 
     fn histograms(

@@ -15,6 +15,7 @@ use super::consume::Delivery;
 use super::reply::{Answer, Outcome};
 use super::settle::Receipt;
 use crate::error::JobError;
+use crate::model::capacity::Estimate;
 use crate::model::signature::{Dim, Dims, Signature, TensorSpec};
 use crate::telemetry::metrics::{LaneMetrics, ModelMetrics};
 use crate::wire::error::{WireError, excerpt};
@@ -39,6 +40,8 @@ pub struct Lane {
     /// Whether rows of several jobs may run together.
     pub batching: bool,
     pub rows_max: usize,
+    /// What a run takes; its engines keep it up to date.
+    pub capacity: Arc<Estimate>,
     pub metrics: LaneMetrics,
 }
 

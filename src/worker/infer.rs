@@ -21,6 +21,7 @@ use super::reply::{Answer, Outcome, Timing};
 use super::watch::{Stop, Watched};
 use super::{Fatal, WorkerError};
 use crate::error::JobError;
+use crate::model::capacity::Fit;
 use crate::model::signature::Signature;
 use crate::wire::tensor::rows_range;
 
@@ -86,6 +87,8 @@ pub enum EngineError {
 pub struct Inference {
     pub engine: Box<dyn Engine + Send>,
     pub lane: Arc<Lane>,
+    /// What the runs of this engine take.
+    pub fit: Fit,
     /// The model's file, for a process of its own.
     pub model: PathBuf,
     pub isolation: Option<Isolation>,
@@ -181,6 +184,8 @@ impl Inference {
             watched: &self.watched,
             run_max: self.run_max,
             lane: &self.lane,
+            // A process of its own takes longer, and runs what says little of other jobs.
+            fit: (!apart).then_some(&mut self.fit),
         };
         let ran = guarded.run_batch(jobs);
         if !apart {
@@ -261,6 +266,7 @@ struct Guarded<'a> {
     watched: &'a Watched,
     run_max: Duration,
     lane: &'a Lane,
+    fit: Option<&'a mut Fit>,
 }
 
 impl Guarded<'_> {
@@ -295,7 +301,8 @@ impl Guarded<'_> {
     }
 
     fn run_once(&mut self, inputs: &[Input<'_>], rows: std::ops::Range<usize>) -> Result<Run, EngineError> {
-        self.watched.begin(Instant::now(), self.engine.stopper());
+        let began = Instant::now();
+        self.watched.begin(began, self.engine.stopper());
         // A panic must cost one job its answer, not a batch its receipts.
         let ran = catch_unwind(AssertUnwindSafe(|| self.engine.run(inputs)));
         let stopped = self.watched.end();
@@ -307,9 +314,18 @@ impl Guarded<'_> {
             }
             ran => ran?,
         };
+        self.measured(rows.len(), began.elapsed());
         let run = Run { rows, outputs };
         run.check(self.lane)?;
         Ok(run)
+    }
+
+    fn measured(&mut self, rows: usize, took: Duration) {
+        if let Some(fit) = &mut self.fit {
+            let capacity = fit.add(rows, took);
+            self.lane.capacity.set(capacity);
+            self.lane.metrics.measured(capacity);
+        }
     }
 }
 

@@ -11,10 +11,12 @@ use super::onnx::{LoadError, OnnxEngine, Runtime, SharedWeights};
 use crate::config::Config;
 use crate::error::chain;
 use crate::model::batching::Batching;
+use crate::model::capacity::Fit;
 use crate::model::digest::DigestError;
-use crate::model::proof::{self, ProofError};
+use crate::model::proof::{self, Proof, ProofError};
 use crate::model::repository::{ModelFiles, VersionFiles};
 use crate::model::signature::Signature;
+use crate::model::timing;
 
 /// A model that is ready to be served.
 pub struct LoadedModel {
@@ -30,6 +32,8 @@ pub struct LoadedVersion {
     pub signature: Signature,
     pub batching: bool,
     pub rows_max: usize,
+    /// How long runs take, as far as the first ones tell.
+    pub fit: Fit,
     /// What the engines were loaded from.
     pub file: PathBuf,
     pub engines: Vec<Box<dyn Engine + Send>>,
@@ -55,11 +59,11 @@ pub fn first_engine(
     model: &ModelFiles,
     files: &VersionFiles,
     weights: &SharedWeights,
-) -> Result<(OnnxEngine, Batching), VersionError> {
+) -> Result<(OnnxEngine, Proof), VersionError> {
     files.check_digest()?;
     let mut engine = OnnxEngine::load(runtime, &files.onnx, weights)?;
     let proof = proof::prove(&mut engine, files, &model.settings)?;
-    Ok((engine, proof.batching))
+    Ok((engine, proof))
 }
 
 /// Loads every version of a model. A model is served whole or not at all: jobs for a version that only this worker
@@ -88,7 +92,7 @@ fn load_version(
 ) -> Result<LoadedVersion, VersionError> {
     let began = Instant::now();
     let weights = SharedWeights::new(runtime);
-    let (first, batching) = first_engine(runtime, model, files, &weights)?;
+    let (mut first, proof) = first_engine(runtime, model, files, &weights)?;
     let signature = first.signature().clone();
     if !first.unserved().is_empty() {
         warn!(
@@ -97,13 +101,16 @@ fn load_version(
             first.unserved().join(", ")
         );
     }
-    if let Batching::Off { reason } = &batching {
+    if let Batching::Off { reason } = &proof.batching {
         info!(
             model.name = model.name,
             model.version = files.version,
             "not batched: {reason}"
         );
     }
+    let rows_max = model.settings.rows_max.unwrap_or(config.batch.rows_max).get();
+    let batching = proof.batching == Batching::Rows;
+    let fit = timing::time(&mut first, proof.recorded.as_ref(), batching.then_some(rows_max));
     let instances = model.settings.instances.unwrap_or(config.worker.instances).get();
     let mut engines: Vec<Box<dyn Engine + Send>> = vec![Box::new(first)];
     for _ in 1..instances {
@@ -114,13 +121,16 @@ fn load_version(
         model.version = files.version,
         instances,
         load_ms = began.elapsed().as_millis() as u64,
+        row_us = fit.capacity().map(|capacity| (capacity.seconds_per_row * 1e6) as u64),
+        run_us = fit.capacity().map(|capacity| (capacity.seconds_per_run * 1e6) as u64),
         "model loaded"
     );
     Ok(LoadedVersion {
         version: files.version,
         signature,
-        batching: batching == Batching::Rows,
-        rows_max: model.settings.rows_max.unwrap_or(config.batch.rows_max).get(),
+        batching,
+        rows_max,
+        fit,
         file: files.onnx.clone(),
         engines,
     })

@@ -51,6 +51,7 @@ use self::watch::{Patience, Watch, Watched};
 use crate::broker::link::{Link, Role, Supervisor};
 use crate::broker::topology::{Mismatch, Names};
 use crate::config::{Config, QueueType};
+use crate::model::capacity::Estimate;
 use crate::telemetry::health::{Condition, Health};
 use crate::telemetry::metrics::Metrics;
 
@@ -329,7 +330,11 @@ impl Shared {
                 signature: loaded.signature.clone(),
                 batching: loaded.batching,
                 rows_max: loaded.rows_max,
+                capacity: Arc::new(Estimate::new(loaded.fit.capacity())),
             });
+            if let Some(capacity) = loaded.fit.capacity() {
+                lane.metrics.measured(capacity);
+            }
             let (jobs, jobs_receiver) = mpsc::channel(usize::from(self.config.broker.prefetch));
             let (idle, idle_receiver) = mpsc::channel(loaded.engines.len());
             let batcher = Batcher::new(lane.rows_max, lane.batching);
@@ -367,6 +372,7 @@ impl Shared {
             let inference = Inference {
                 engine,
                 lane: lane.clone(),
+                fit: loaded.fit.clone(),
                 model: loaded.file.clone(),
                 isolation: self.isolation.clone(),
                 isolated: None,

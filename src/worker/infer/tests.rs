@@ -9,6 +9,7 @@ use super::super::batch::Batcher;
 use super::super::testing::Jobs;
 use super::super::watch::{Patience, Watch};
 use super::*;
+use crate::model::capacity::Fit;
 use crate::model::signature::Signature;
 use crate::model::test_engine::{Array, TestEngine, spec};
 use crate::wire::status::Status;
@@ -47,6 +48,7 @@ fn rig_of(jobs: &Jobs, engine: Box<dyn Engine + Send>, runs: Arc<Mutex<Vec<usize
         inference: Inference {
             engine,
             lane: jobs.lane.clone(),
+            fit: Fit::default(),
             model: PathBuf::new(),
             isolation: None,
             isolated: None,

@@ -33,6 +33,7 @@ use super::oracle::{AttemptNumber, Checked, ISOLATED_AFTER, Oracle};
 use super::schedule::{BODY_BYTES_MAX, Kind, ReplyTo, Setting};
 use crate::broker::backoff::Backoff;
 use crate::broker::topology::Names;
+use crate::model::capacity::Fit;
 use crate::telemetry::metrics::Metrics;
 
 /// A worker process.
@@ -83,6 +84,7 @@ impl Worker {
             signature: engine.signature().clone(),
             batching: true,
             rows_max: setting.rows_max,
+            capacity: Arc::default(),
             metrics: metrics.lane(MODEL, "1"),
         });
         let (jobs, lane_receiver) = mpsc::channel(LANE_MAX);
@@ -103,6 +105,7 @@ impl Worker {
             inference: Inference {
                 engine: Box::new(engine),
                 lane,
+                fit: Fit::default(),
                 // What starts processes is no part of this: `Arithmetic` does as if.
                 model: PathBuf::new(),
                 isolation: None,
