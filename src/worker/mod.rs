@@ -337,7 +337,7 @@ impl Shared {
             }
             let (jobs, jobs_receiver) = mpsc::channel(usize::from(self.config.broker.prefetch));
             let (idle, idle_receiver) = mpsc::channel(loaded.engines.len());
-            let batcher = Batcher::new(lane.rows_max, lane.batching);
+            let batcher = Batcher::new(lane.rows_max, lane.batching, lane.capacity.clone());
             let linger = self.config.batch.linger;
             stages.spawn(batch::run(
                 batcher,

@@ -574,7 +574,7 @@ proptest! {
         let jobs = with_rows_max(rows_max);
         let culprit = |id: u64| sizes[id as usize].2 == 0;
         let mut rig = rig(&jobs, fail_on((0..sizes.len() as u64).filter(|id| culprit(*id)).collect()));
-        let mut batcher = Batcher::new(rows_max, true);
+        let mut batcher = Batcher::new(rows_max, true, Arc::default());
         for (id, (rows, redelivered, _)) in sizes.iter().enumerate() {
             let mut job = job(&jobs, id as u64, *rows);
             job.envelope.redelivered = *redelivered;
