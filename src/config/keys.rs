@@ -168,7 +168,8 @@ settings! {
         /// Private key (PEM) of that certificate.
         client_key_file: Option<PathBuf>, "client_key_file" = "", OptionalPath,
             "A key is of use only with its certificate.";
-        /// Deliveries the broker hands out ahead of their acks, for each consumer.
+        /// Most deliveries the broker hands out ahead of their acks, for each consumer. Fewer are asked for where more would keep no
+        /// engine busier, or could not be finished in half of `worker.drain_timeout_ms`.
         prefetch: u16, "prefetch" = 256, WholeNumber(1..=2_000_u16),
             "Four batches of 64 keep an engine busy while replies are being confirmed; a crash computes at most this many again.";
         /// How often both sides say that they are alive; two missed beats end the connection.

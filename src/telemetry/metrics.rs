@@ -22,6 +22,7 @@ pub struct Metrics {
     jobs: IntCounterVec,
     job_seconds: HistogramVec,
     deliveries: IntCounterVec,
+    waiting: Waiting,
     rows: IntCounterVec,
     batches: IntCounterVec,
     bisected: IntCounterVec,
@@ -43,10 +44,20 @@ pub struct Metrics {
     log: Option<ErrorCounter>,
 }
 
+/// What is taken ahead, and what is not taken yet.
+struct Waiting {
+    prefetch: IntGaugeVec,
+    backlog_jobs: IntGaugeVec,
+    backlog_seconds: GaugeVec,
+}
+
 /// One model, whatever version answers.
 #[derive(Clone)]
 pub struct ModelMetrics {
     pub deliveries: IntCounter,
+    /// What the broker may have sent ahead of its acks.
+    pub prefetch: IntGauge,
+    pub backlog: BacklogMetrics,
     jobs: Arc<[(Status, IntCounter)]>,
     job_seconds: Histogram,
 }
@@ -58,6 +69,29 @@ impl ModelMetrics {
             jobs.inc();
         }
         self.job_seconds.observe(elapsed.as_secs_f64());
+    }
+}
+
+/// What waits for a model. Its series are there while it is known.
+#[derive(Clone)]
+pub struct BacklogMetrics {
+    model: Arc<str>,
+    jobs: IntGaugeVec,
+    seconds: GaugeVec,
+}
+
+impl BacklogMetrics {
+    pub fn show(&self, jobs: i64, seconds: Option<f64>) {
+        self.jobs.with_label_values(&[&*self.model]).set(jobs);
+        if let Some(seconds) = seconds {
+            self.seconds.with_label_values(&[&*self.model]).set(seconds);
+        }
+    }
+
+    pub fn hide(&self) {
+        // Fails where there is nothing to hide.
+        let _ = self.jobs.remove_label_values(&[&*self.model]);
+        let _ = self.seconds.remove_label_values(&[&*self.model]);
     }
 }
 
@@ -96,6 +130,15 @@ impl LaneMetrics {
     pub fn waited(&self, wait: Duration) {
         self.wait_seconds.observe(wait.as_secs_f64());
     }
+
+    /// Rows of a job in the mean, so far.
+    pub fn job_rows(&self) -> f64 {
+        let jobs = self.wait_seconds.get_sample_count();
+        if jobs == 0 {
+            return 1.0;
+        }
+        (self.rows.get() as f64 / jobs as f64).max(1.0)
+    }
 }
 
 /// One of the two connections.
@@ -116,6 +159,15 @@ pub struct ReplyMetrics {
     pub dead_lettered: IntCounter,
     pub unconfirmed: IntGauge,
     pub confirm_seconds: Histogram,
+}
+
+impl ReplyMetrics {
+    /// From publishing to the confirm in the mean; `None` before the first.
+    pub fn confirm_mean(&self) -> Option<Duration> {
+        let confirms = self.confirm_seconds.get_sample_count();
+        let mean = self.confirm_seconds.get_sample_sum() / confirms as f64;
+        Duration::try_from_secs_f64(mean).ok()
+    }
 }
 
 /// The rights to settle.
@@ -140,6 +192,7 @@ impl Metrics {
                 seconds(),
             )?,
             deliveries: add.counters("inferq_deliveries_total", "Messages taken off the queue", &["model"])?,
+            waiting: waiting(&add)?,
             rows: add.counters("inferq_rows_total", "Rows run", LANE)?,
             batches: add.counters(
                 "inferq_batches_total",
@@ -205,6 +258,12 @@ impl Metrics {
     pub fn model(&self, model: &str) -> ModelMetrics {
         ModelMetrics {
             deliveries: self.deliveries.with_label_values(&[model]),
+            prefetch: self.waiting.prefetch.with_label_values(&[model]),
+            backlog: BacklogMetrics {
+                model: model.into(),
+                jobs: self.waiting.backlog_jobs.clone(),
+                seconds: self.waiting.backlog_seconds.clone(),
+            },
             jobs: Status::ALL
                 .into_iter()
                 .map(|status| (status, self.jobs.with_label_values(&[model, status.name()])))
@@ -247,6 +306,26 @@ impl Metrics {
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
         String::from_utf8_lossy(&text).into_owned()
     }
+}
+
+fn waiting(add: &Adding<'_>) -> prometheus::Result<Waiting> {
+    Ok(Waiting {
+        prefetch: add.gauges(
+            "inferq_prefetch",
+            "Deliveries that the broker may send ahead of their acks",
+            &["model"],
+        )?,
+        backlog_jobs: add.gauges(
+            "inferq_backlog_jobs",
+            "Jobs that wait in the queue, looked at every 5 s",
+            &["model"],
+        )?,
+        backlog_seconds: add.real_gauges(
+            "inferq_backlog_seconds",
+            "What this worker alone would need for the jobs in the queue and in its hands",
+            &["model"],
+        )?,
+    })
 }
 
 fn replies(add: &Adding<'_>) -> prometheus::Result<ReplyMetrics> {

@@ -4,6 +4,7 @@
 //! queue → consume → decode → batch → infer → reply → settle → queue
 //! ```
 
+pub mod backlog;
 pub mod batch;
 pub mod coalesce;
 pub mod consume;
@@ -16,6 +17,7 @@ pub mod message;
 pub mod onnx;
 pub mod outputs;
 pub mod plan;
+pub mod prefetch;
 pub mod reply;
 pub mod settle;
 pub mod sift;
@@ -307,6 +309,8 @@ impl Shared {
             answers: self.answers.clone(),
             health: self.health.clone(),
             receipts: self.metrics.receipts.clone(),
+            replies: self.metrics.reply.clone(),
+            drain_timeout: self.config.worker.drain_timeout,
             stop: self.stop.clone(),
             fatal: self.fatal.clone(),
         }
@@ -330,6 +334,7 @@ impl Shared {
                 signature: loaded.signature.clone(),
                 batching: loaded.batching,
                 rows_max: loaded.rows_max,
+                engines: loaded.engines.len(),
                 capacity: Arc::new(Estimate::new(loaded.fit.capacity())),
             });
             if let Some(capacity) = loaded.fit.capacity() {

@@ -84,6 +84,7 @@ impl Worker {
             signature: engine.signature().clone(),
             batching: true,
             rows_max: setting.rows_max,
+            engines: 1,
             capacity: Arc::default(),
             metrics: metrics.lane(MODEL, "1"),
         });
