@@ -306,6 +306,7 @@ mod tests {
             ("models.repository", "/models"),
             ("models.load", "seed, other"),
             ("worker.instances", "7"),
+            ("worker.threads", "7"),
             ("worker.device", "cpu"),
             ("worker.run_timeout_ms", "700"),
             ("worker.isolate_after", "7"),

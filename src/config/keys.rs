@@ -214,6 +214,10 @@ settings! {
         /// Inference threads for each model.
         instances: NonZeroUsize, "instances" = 1, Count(1..=1_024),
             "One thread keeps up with what one queue delivers of a small model; big models and machines want more.";
+        /// Runs that go on at the same time, over all models; 0: as many as the process has cores. Models that wait for each other
+        /// share the time, not the turns.
+        threads: usize, "threads" = 0, WholeNumber(0..=1_024_usize),
+            "More runs than cores only take the cores from each other, and from the broker's connections.";
         /// Where models run.
         device: Device, "device" = "cpu", DeviceRule,
             "Every machine has one.";

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::decode::{Envelope, Job, late};
 use super::reply::{Answer, Outcome};
+use super::turns::{Seat, Turn};
 use crate::error::JobError;
 use crate::model::capacity::{Capacity, Estimate};
 
@@ -20,19 +21,29 @@ pub struct Batch {
 }
 
 /// An engine that waits for work.
-pub struct EngineSlot(pub oneshot::Sender<Batch>);
+pub struct EngineSlot(pub oneshot::Sender<Work>);
+
+/// A batch, and the right to run it now.
+pub struct Work {
+    pub batch: Batch,
+    pub turn: Turn,
+}
 
 /// Hands each idle engine everything that has arrived; never waits for a batch to fill, unless told to linger.
 /// Returns when `jobs` closes and the last of them is handed over.
 pub async fn run(
     mut batcher: Batcher,
     linger: Duration,
+    seat: Seat,
     mut jobs: Receiver<Job>,
     mut idle: Receiver<EngineSlot>,
     answers: Sender<Vec<Answer>>,
 ) {
     let mut waiting = None;
     while batcher.has_jobs() || batcher.push(jobs.recv().await) {
+        batcher.take_in(&mut jobs);
+        // A lane that lingers would hold on to its turn for as long.
+        let wish = linger.is_zero().then(|| seat.ask(Instant::now(), batcher.least()));
         // Asked for before the batch is closed: what arrives while all engines are busy joins it.
         let slot = match waiting.take() {
             Some(slot) => Some(slot),
@@ -45,18 +56,23 @@ pub async fn run(
             let filling = async { while !batcher.is_full() && batcher.push(jobs.recv().await) {} };
             let _ = tokio::time::timeout(linger, filling).await;
         }
-        // All of it, though it may fill many batches: any of them may have the earliest deadline.
-        while batcher.push(jobs.try_recv().ok()) {}
-        let (batch, refused) = batcher.take(Instant::now());
-        if !refused.is_empty() {
-            let _ = answers.send(refused).await;
-        }
+        let wish = wish.unwrap_or_else(|| seat.ask(Instant::now(), batcher.least()));
+        let Some(turn) = wish.granted().await else { return };
+        batcher.take_in(&mut jobs);
+        let (batch, refused) = batcher.take(Instant::now(), turn.slice());
         match batch {
             Some(batch) => {
                 // An engine that is gone took the device with it; its jobs go back to the broker.
-                let _ = slot.0.send(batch);
+                let _ = slot.0.send(Work { batch, turn });
             }
-            None => waiting = Some(slot),
+            None => {
+                drop(turn);
+                waiting = Some(slot);
+            }
+        }
+        // Last, since it may be waited for, and neither an engine nor a turn should be.
+        if !refused.is_empty() {
+            let _ = answers.send(refused).await;
         }
     }
 }
@@ -99,6 +115,24 @@ impl Batcher {
         true
     }
 
+    /// Takes all that has been delivered, though it may fill many batches: any of it may have the earliest deadline.
+    pub fn take_in(&mut self, jobs: &mut Receiver<Job>) {
+        while self.push(jobs.try_recv().ok()) {}
+    }
+
+    /// What the least run takes that is worth its while: the first job, and as many of the rest as make the rows take as
+    /// long as the run besides them.
+    pub fn least(&self) -> Duration {
+        let (Some(first), Some(capacity)) = (self.jobs.front(), self.capacity.get()) else {
+            return Duration::ZERO;
+        };
+        if self.runs_alone(first) {
+            return self.time(first.rows, capacity);
+        }
+        let worth = (capacity.seconds_per_run / capacity.seconds_per_row).ceil() as usize;
+        self.time(worth.min(self.rows).min(self.rows_max).max(first.rows), capacity)
+    }
+
     pub fn has_jobs(&self) -> bool {
         !self.jobs.is_empty()
     }
@@ -109,10 +143,11 @@ impl Batcher {
         alone || self.rows >= self.rows_max
     }
 
-    /// Closes a batch at `now`, and answers what cannot be run in time any more.
+    /// Closes a batch at `now`, and answers what cannot be run in time any more. Whatever it is, the first job runs; others
+    /// join it for as long as the batch takes no longer than `slice`.
     ///
     /// Jobs of a channel that is gone are dropped: the broker has given them to somebody else.
-    pub fn take(&mut self, now: Instant) -> (Option<Batch>, Vec<Answer>) {
+    pub fn take(&mut self, now: Instant, slice: Option<Duration>) -> (Option<Batch>, Vec<Answer>) {
         let capacity = self.capacity.get();
         let refused = if self.deadlines == 0 {
             Vec::new()
@@ -121,7 +156,7 @@ impl Batcher {
             self.order();
             refused
         };
-        (self.close(now, capacity), refused)
+        (self.close(now, slice, capacity), refused)
     }
 
     /// Takes out the jobs whose deadline has passed, or would before they were done if they ran at once.
@@ -175,12 +210,12 @@ impl Batcher {
         self.jobs.make_contiguous().sort_by_key(|job| due(&job.envelope));
     }
 
-    fn close(&mut self, now: Instant, capacity: Option<Capacity>) -> Option<Batch> {
+    fn close(&mut self, now: Instant, slice: Option<Duration>, capacity: Option<Capacity>) -> Option<Batch> {
         let mut batch = Batch {
             jobs: Vec::with_capacity(self.jobs.len().min(self.rows_max)),
             rows: 0,
         };
-        let mut time_max = None;
+        let mut time_max = slice;
         while let Some(next) = self.jobs.front() {
             if next.envelope.receipt.is_current() {
                 time_max = earlier(time_max, left(next, now));
@@ -201,7 +236,7 @@ impl Batcher {
         Some(batch)
     }
 
-    /// Whether a job may be the next of a batch, of which the earliest deadline leaves it so much time.
+    /// Whether a job may be the next of a batch that may take so long.
     fn joins(&self, next: &Job, batch: &Batch, time_max: Option<(Duration, Capacity)>) -> bool {
         let Some(first) = batch.jobs.first() else { return true };
         let rows = batch.rows + next.rows;
@@ -284,7 +319,14 @@ mod tests {
         let (jobs, jobs_receiver) = mpsc::channel(16);
         let (idle, idle_receiver) = mpsc::channel(1);
         let (answers, answers_receiver) = mpsc::channel(16);
-        tokio::spawn(run(batcher, Duration::ZERO, jobs_receiver, idle_receiver, answers));
+        tokio::spawn(run(
+            batcher,
+            Duration::ZERO,
+            Seat::free(),
+            jobs_receiver,
+            idle_receiver,
+            answers,
+        ));
         Bench {
             jobs: Some(jobs),
             idle,
@@ -297,14 +339,14 @@ mod tests {
             assert!(self.jobs.as_ref().unwrap().send(job).await.is_ok());
         }
 
-        async fn finish(&self) -> oneshot::Receiver<Batch> {
+        async fn finish(&self) -> oneshot::Receiver<Work> {
             let (slot, batch) = oneshot::channel();
             assert!(self.idle.send(EngineSlot(slot)).await.is_ok());
             batch
         }
 
         async fn finish_and_take(&mut self) -> Batch {
-            self.finish().await.await.unwrap()
+            self.finish().await.await.unwrap().batch
         }
     }
 
@@ -362,7 +404,7 @@ mod tests {
         let offered = bench.finish().await;
         let expired = bench.answers.recv().await.unwrap();
         bench.send(jobs.job(2, 1)).await;
-        let batch = offered.await.unwrap();
+        let batch = offered.await.unwrap().batch;
 
         assert_eq!(expired.len(), 1);
         assert_eq!(ids(&batch.jobs), [2]);
@@ -437,7 +479,7 @@ mod tests {
 
         jobs.lose_channel();
 
-        assert!(batcher.take(Instant::now()).0.is_none());
+        assert!(batcher.take(Instant::now(), None).0.is_none());
     }
 
     #[test]
@@ -469,7 +511,7 @@ mod tests {
         for second in 1..=12 {
             let now = Instant::now() + Duration::from_secs(second);
             batcher.push(Some(in_ms(jobs.job(second, 1), now, 100)));
-            left.extend(ids(&batcher.take(now).0.unwrap().jobs));
+            left.extend(ids(&batcher.take(now, None).0.unwrap().jobs));
         }
 
         assert_eq!(left[..9], [1, 2, 3, 4, 5, 6, 7, 8, 9]);
@@ -485,7 +527,7 @@ mod tests {
             batcher.push(Some(job));
         }
 
-        let (batch, refused) = batcher.take(now);
+        let (batch, refused) = batcher.take(now, None);
 
         assert_eq!(ids(&batch.unwrap().jobs), [2]);
         let text = "the deadline is 11.0ms away, and a run of this job takes some 12.0ms; it was not run";
@@ -502,11 +544,39 @@ mod tests {
             batcher.push(Some(jobs.job(id, 1)));
         }
 
-        let (batch, refused) = batcher.take(now);
+        let (batch, refused) = batcher.take(now, None);
 
         assert!(refused.is_empty());
         assert_eq!(ids(&batch.unwrap().jobs), [1, 2, 3]);
         assert_eq!(take_all(&mut batcher), [[4, 5, 6, 7, 8, 9]]);
+    }
+
+    #[test]
+    fn a_batch_is_as_long_as_its_slice_and_one_job_at_least() {
+        let jobs = Jobs::new();
+        let mut batcher = measured(64);
+        for id in 1..=9 {
+            batcher.push(Some(jobs.job(id, 1)));
+        }
+
+        let batches = [14, 1].map(|ms| batcher.take(Instant::now(), Some(Duration::from_millis(ms))).0);
+
+        let batches = batches.map(|batch| ids(&batch.unwrap().jobs));
+        assert_eq!(batches, [vec![1, 2, 3, 4], vec![5]]);
+    }
+
+    #[test]
+    fn the_least_run_has_rows_that_take_as_long_as_the_run_besides_them() {
+        let jobs = Jobs::new();
+        let mut batcher = measured(64);
+        let mut least = vec![batcher.least().as_millis()];
+
+        for (id, rows) in [(1, 3), (2, 2), (3, 40)] {
+            batcher.push(Some(jobs.job(id, rows)));
+            least.push(batcher.least().as_millis());
+        }
+
+        assert_eq!(least, [0, 13, 15, 20]);
     }
 
     #[test]
@@ -519,7 +589,7 @@ mod tests {
             batcher.push(Some(job));
         }
 
-        let (batch, refused) = batcher.take(now);
+        let (batch, refused) = batcher.take(now, None);
 
         assert_eq!((ids(&batch.unwrap().jobs), refused.len()), (vec![2], 1));
     }
@@ -536,7 +606,7 @@ mod tests {
             for job in [in_ms(jobs.job(1, 1), now, 5), in_ms(jobs.job(2, 1), now, 6)] {
                 batcher.push(Some(job));
             }
-            let (batch, refused) = batcher.take(now);
+            let (batch, refused) = batcher.take(now, None);
             run.push((batch.map_or(0, |batch| batch.jobs.len()), refused.len()));
         }
 
@@ -545,7 +615,7 @@ mod tests {
 
     fn take_all(batcher: &mut Batcher) -> Vec<Vec<u64>> {
         let mut batches = Vec::new();
-        while let (Some(batch), _) = batcher.take(Instant::now()) {
+        while let (Some(batch), _) = batcher.take(Instant::now(), None) {
             batches.push(ids(&batch.jobs));
         }
         batches
@@ -569,7 +639,7 @@ mod tests {
             }
 
             let mut left = Vec::new();
-            while let (Some(batch), _) = batcher.take(Instant::now()) {
+            while let (Some(batch), _) = batcher.take(Instant::now(), None) {
                 prop_assert!(batch.rows <= rows_max || batch.jobs.len() == 1);
                 prop_assert!(batch.jobs.len() == 1 || batch.jobs.iter().all(|job| !job.envelope.redelivered));
                 left.extend(ids(&batch.jobs));
@@ -595,7 +665,7 @@ mod tests {
 
             let (mut left, mut refused) = (Vec::new(), 0);
             loop {
-                let (batch, answers) = batcher.take(now);
+                let (batch, answers) = batcher.take(now, None);
                 refused += answers.len();
                 let Some(batch) = batch else { break };
                 prop_assert!(batch.rows <= rows_max || batch.jobs.len() == 1);

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::batch::{Batch, EngineSlot};
+use super::batch::{Batch, EngineSlot, Work};
 use super::decode::{Job, Lane};
 use super::isolate::{Isolated, Isolation};
 use super::outputs::{self, Run};
@@ -118,9 +118,14 @@ impl Inference {
                 return;
             }
             // The stage drops the slots it has no more batches for.
-            let Ok(batch) = batch.blocking_recv() else { return };
+            let Ok(Work { batch, mut turn }) = batch.blocking_recv() else {
+                return;
+            };
+            turn.begin(Instant::now());
             let mut answers = Vec::with_capacity(batch.jobs.len());
             let lost = self.execute(batch, &mut answers).err();
+            // The next run need not wait until the answers are passed on.
+            drop(turn);
             // Also when the device was lost on the way: what was computed before is good.
             if self.answers.blocking_send(answers).is_err() {
                 return;

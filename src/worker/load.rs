@@ -26,6 +26,13 @@ pub struct LoadedModel {
     pub versions: Vec<LoadedVersion>,
 }
 
+impl LoadedModel {
+    /// Engines of all its versions.
+    pub fn engines(&self) -> usize {
+        self.versions.iter().map(|version| version.engines.len()).sum()
+    }
+}
+
 /// One version, with an engine for each of its threads.
 pub struct LoadedVersion {
     pub version: u64,

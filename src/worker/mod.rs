@@ -25,10 +25,12 @@ pub mod sift;
 mod simulation;
 #[cfg(test)]
 mod testing;
+pub mod turns;
 pub mod unconfirmed;
 pub mod watch;
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +51,7 @@ use self::load::{LoadedModel, LoadedVersion};
 use self::message::Author;
 use self::plan::Plan;
 use self::reply::{Answer, Reply};
+use self::turns::{Seat, Turns};
 use self::watch::{Patience, Watch, Watched};
 use crate::broker::link::{Link, Role, Supervisor};
 use crate::broker::topology::{Mismatch, Names};
@@ -162,7 +165,11 @@ impl Worker {
         let (fatal, fatal_receiver) = mpsc::channel(1);
         let (answers, answers_receiver) = mpsc::channel(ANSWERS_QUEUED_MAX);
         let mut stages = JoinSet::new();
+        let threads = threads(&self.config);
+        let engines: usize = self.models.iter().map(LoadedModel::engines).sum();
         let shared = Shared {
+            threads,
+            turns: (engines > threads).then(|| Turns::new(threads)),
             memory: Arc::new(Semaphore::new(
                 self.config.limits.memory_bytes.min(Semaphore::MAX_PERMITS),
             )),
@@ -269,6 +276,10 @@ struct Shared {
     stop: CancellationToken,
     fatal: Fatal,
     answers: Sender<Vec<Answer>>,
+    /// `worker.threads`.
+    threads: usize,
+    /// `None` where there are as many threads as engines.
+    turns: Option<Turns>,
 }
 
 impl Shared {
@@ -334,7 +345,7 @@ impl Shared {
                 signature: loaded.signature.clone(),
                 batching: loaded.batching,
                 rows_max: loaded.rows_max,
-                engines: loaded.engines.len(),
+                engines: loaded.engines.len().min(self.threads),
                 capacity: Arc::new(Estimate::new(loaded.fit.capacity())),
             });
             if let Some(capacity) = loaded.fit.capacity() {
@@ -344,9 +355,14 @@ impl Shared {
             let (idle, idle_receiver) = mpsc::channel(loaded.engines.len());
             let batcher = Batcher::new(lane.rows_max, lane.batching, lane.capacity.clone());
             let linger = self.config.batch.linger;
+            let seat = match &self.turns {
+                Some(turns) => turns.seat(loaded.engines.len()),
+                None => Seat::free(),
+            };
             stages.spawn(batch::run(
                 batcher,
                 linger,
+                seat,
                 jobs_receiver,
                 idle_receiver,
                 self.answers.clone(),
@@ -419,6 +435,14 @@ fn prefetch_within(config: &Config, models: usize) -> u16 {
         );
     }
     prefetch
+}
+
+/// How many runs may go on at once.
+fn threads(config: &Config) -> usize {
+    match config.worker.threads {
+        0 => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+        threads => threads,
+    }
 }
 
 fn isolation(config: &Config, program: PathBuf) -> Option<Isolation> {

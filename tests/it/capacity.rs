@@ -66,6 +66,33 @@ async fn the_earliest_deadline_overtakes_what_was_delivered_before() {
 }
 
 #[tokio::test]
+async fn a_slow_model_with_a_backlog_does_not_starve_a_fast_one_of_the_only_thread() {
+    const JOBS: usize = 400;
+    let scene = Scene::new();
+    let worker = scene
+        .worker("slow,affine")
+        .env("INFERQ_BATCH__ROWS_MAX", "1")
+        .env("INFERQ_WORKER__THREADS", "1")
+        .start()
+        .await;
+    let (backlog, mut producer) = (scene.producer().await, scene.producer().await);
+
+    backlog.send_all(vec![rows(&scene, 1); JOBS]).await;
+    for _ in 0..20 {
+        let body = Request::new([Tensor::fp32("x", &[[0.5; 4]])]).msgpack();
+        assert_eq!(producer.call(scene.job("affine", body)).await.status(), "OK");
+    }
+    let metrics = worker.metrics().await;
+
+    let slow = metrics
+        .text()
+        .lines()
+        .find_map(|line| line.strip_prefix("inferq_jobs_total{code=\"OK\",model=\"slow\"} "));
+    let slow: usize = slow.expect("it is counted").parse().expect("a number");
+    assert!(slow < JOBS, "the fast model waited for all of the slow one's jobs");
+}
+
+#[tokio::test]
 async fn the_backlog_is_shown_in_jobs_and_in_seconds_of_work() {
     const JOBS: usize = 10;
     let scene = Scene::new();

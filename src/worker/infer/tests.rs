@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::batch::Batcher;
 use super::super::testing::Jobs;
+use super::super::turns::Turn;
 use super::super::watch::{Patience, Watch};
 use super::*;
 use crate::model::capacity::Fit;
@@ -367,7 +368,8 @@ fn run_thread(rig: Rig, jobs: Vec<Job>) -> (Vec<Answer>, Option<WorkerError>) {
     let (inference, mut idle, mut answers, mut fatal) = (rig.inference, rig.idle, rig.answers, rig.fatal);
     let thread = std::thread::spawn(move || inference.run());
     let slot = idle.blocking_recv().unwrap();
-    assert!(slot.0.send(batch(jobs)).is_ok());
+    let (batch, turn) = (batch(jobs), Turn::free());
+    assert!(slot.0.send(Work { batch, turn }).is_ok());
     let answered = answers.blocking_recv();
     drop(idle);
     thread.join().unwrap();
@@ -582,7 +584,7 @@ proptest! {
         }
 
         let mut answers = Vec::new();
-        while let (Some(batch), _) = batcher.take(Instant::now()) {
+        while let (Some(batch), _) = batcher.take(Instant::now(), None) {
             answers.extend(rig.run(batch.jobs));
         }
 

@@ -257,7 +257,7 @@ impl Worker {
             Some(Mutant::DeadlineOnWallClock) => world.moment.now + world.ahead,
             _ => world.moment.now,
         };
-        let (mut batch, expired) = self.batcher.take(now);
+        let (mut batch, expired) = self.batcher.take(now, None);
         if !expired.is_empty() {
             self.answer(expired, world)?;
         }
