@@ -515,7 +515,7 @@ async fn no_credential_and_no_payload_shows_in_any_log_line_metric_or_reason() {
     let row = Tensor::fp32("x", &[[918_273_645.0, 1.0, 2.0, 3.0]]);
     let slow = scene.job("slow", Request::new([row]).msgpack());
     producer.send_all(std::iter::repeat_n(slow, 300)).await;
-    broker.ctl(&["set_vm_memory_high_watermark", "0"]);
+    worker.held_still(|| broker.ctl(&["set_vm_memory_high_watermark", "0"]));
     said.push(worker.unready_because("block").await);
     broker.ctl(&["set_vm_memory_high_watermark", "0.9"]);
     worker.ready_again().await;
