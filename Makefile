@@ -52,9 +52,12 @@ soak: ## Run three million simulated schedules, or INFERQ_TEST_SCHEDULES
 	INFERQ_TEST_FIRST=$${INFERQ_TEST_FIRST:-$$(date +%s)000000} INFERQ_TEST_SCHEDULES=$${INFERQ_TEST_SCHEDULES:-3000000} \
 	  cargo test --locked --profile soak --lib no_schedule -- --nocapture
 
+# What it finds on the way is kept for the next time, outside the corpus of the repository.
 fuzz: ## Fuzz each decoder for FUZZ_SECONDS (60); needs cargo-fuzz
 	for target in msgpack json binary reply job; do \
-		RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+		found=fuzz/target/corpus/$$target; mkdir -p $$found; \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $$target $$found fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) \
+		  || exit 1; \
 	done
 
 lint: ## Check format, lints, documentation, dependencies, scripts and the tree
