@@ -6,6 +6,7 @@ import subprocess
 import time
 import urllib.request
 from pathlib import Path
+from typing import NamedTuple
 
 from .programs import MODEL, ONNX_RUNTIME, RIVALS, ROOT, Programs, fail, rivals_python, runtime_environment
 
@@ -13,20 +14,30 @@ PREFETCH = 256  # The default of inferq.
 STOP_SECONDS = 60
 
 
+class Runs(NamedTuple):
+    """What a worker has run: so many rows, in so many runs, in so much time of its engines."""
+
+    rows: float
+    runs: float
+    seconds: float
+
+
 class Contestant:
     """A worker under test: one process, or a tree of them."""
 
     kind = "inferq"  # Whose messages it speaks; see floor/jobs.h.
 
-    def __init__(self, queue: str):
-        self.queue = queue
+    answers: Path | None = None  # Other right answers than those of `dense`.
+
+    def __init__(self, *queues: str):
+        self.queues = queues
 
     def start(self, command: list, variables: dict | None = None, **pipes):
         environment = runtime_environment() | (variables or {})
         self.process = subprocess.Popen(command, env=environment, **pipes)
 
-    def batches(self) -> tuple[float, float] | None:
-        """Rows and runs so far, where the contestant counts them."""
+    def runs(self) -> Runs | None:
+        """What it has run so far, where the contestant counts that."""
         return None
 
     def stop(self) -> dict:
@@ -55,13 +66,21 @@ class Echo(Contestant):
 
 
 class Inferq(Contestant):
-    def __init__(self, programs: Programs, uri: str, prefix: str, settings: dict | None = None):
-        super().__init__(f"{prefix}.dense")
+    def __init__(
+        self,
+        programs: Programs,
+        uri: str,
+        prefix: str,
+        settings: dict | None = None,
+        models: tuple[str, ...] = ("dense",),
+        repository: Path = ROOT / "models",
+    ):
+        super().__init__(*(f"{prefix}.{model}" for model in models))
         variables = {
             "INFERQ_BROKER__URI": uri,
             "INFERQ_TOPOLOGY__PREFIX": prefix,
-            "INFERQ_MODELS__REPOSITORY": str(ROOT / "models"),
-            "INFERQ_MODELS__LOAD": "dense",
+            "INFERQ_MODELS__REPOSITORY": str(repository),
+            "INFERQ_MODELS__LOAD": ",".join(models),
             "INFERQ_TELEMETRY__LISTEN": "127.0.0.1:0",
             "INFERQ_TELEMETRY__LOG_FORMAT": "json",
         }
@@ -88,12 +107,14 @@ class Inferq(Contestant):
                 return fields["listen"]
         fail("inferq did not become ready:\n" + "".join(said))
 
-    def batches(self) -> tuple[float, float] | None:
+    def runs(self) -> Runs:
         text = urllib.request.urlopen(self.metrics_url).read().decode()
-        samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-        return tuple(
-            sum(float(value) for name, value in samples.items() if name.startswith(f"inferq_batch_rows_{what}"))
-            for what in ("sum", "count")
+        samples = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
+        return Runs(
+            *(
+                sum(float(value) for name, value in samples if name.startswith(f"inferq_{what}"))
+                for what in ("batch_rows_sum", "batch_rows_count", "infer_duration_seconds_sum")
+            )
         )
 
     def stop(self) -> dict:

@@ -61,9 +61,10 @@ class Report:
         """Every figure and ratio with its least, median and most."""
         figures = {
             f"{name}: {figure}": self.values(name, figure)
-            for name in self.turns[0]
-            if isinstance(self.turns[0][name], dict)
-            for figure in self.turns[0][name]
+            for turn in self.turns
+            for name in turn
+            if isinstance(turn[name], dict)
+            for figure in turn[name]
         }
         figures |= {what: values for what, _, values, _ in self.goal_rows()}
         return {
@@ -89,6 +90,13 @@ class Report:
     def floor(self, turn: dict) -> float:
         return turn["echo"]["cpu_us"] + turn["ONNX Runtime"]["cpu_us_per_row"]
 
+    def many_rows_floor(self, turn: dict) -> float:
+        return turn["echo, 256-row jobs"]["cpu_us_per_row"] + turn["ONNX Runtime"]["cpu_us_per_row"]
+
+    def many_rows_ceiling(self, turn: dict) -> float:
+        """One thread runs no more rows than that, and the broker beside it moves no more of these jobs."""
+        return min(turn[name]["rows_per_second"] for name in ("ONNX Runtime", "echo, 256-row jobs"))
+
     def cpu_to_floor(self, name: str) -> list[float]:
         return self.each(lambda turn: turn[name]["cpu_us"] / self.floor(turn))
 
@@ -111,6 +119,18 @@ class Report:
                 "256-row jobs: rows/s / ONNX Runtime alone",
                 ">= 0.9",
                 self.ratio(("inferq, 256-row jobs", "rows_per_second"), ("ONNX Runtime", "rows_per_second")),
+                ".2f",
+            ),
+            (
+                "256-row jobs: rows/s / the lesser of ONNX Runtime alone and echo",
+                "",
+                self.each(lambda turn: turn["inferq, 256-row jobs"]["rows_per_second"] / self.many_rows_ceiling(turn)),
+                ".2f",
+            ),
+            (
+                "256-row jobs: CPU a row / (echo + ONNX Runtime)",
+                "",
+                self.each(lambda turn: turn["inferq, 256-row jobs"]["cpu_us_per_row"] / self.many_rows_floor(turn)),
                 ".2f",
             ),
             (
