@@ -1,5 +1,6 @@
 """What was measured, for people as tables and for programs as JSON."""
 
+import json
 import os
 import platform
 import statistics
@@ -42,6 +43,11 @@ def server_version() -> str:
     if "INFERQ_TEST_RABBITMQ" in os.environ:
         return "the one of INFERQ_TEST_RABBITMQ"
     return installed("rabbitmq-server")
+
+
+def write_json(path: Path, content: dict):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def describe(number: int, name: str, result: dict) -> str:
