@@ -3,7 +3,7 @@
  *     load rows FILE                                       writes the 64 rows, for `ort_alone answers`
  *     load delete URI QUEUE...                             deletes the queues that a contestant has left, if they are there
  *     load URI QUEUE KIND ROWS ANSWERS closed SECONDS IN_FLIGHT
- *     load URI QUEUE KIND ROWS ANSWERS open SECONDS RATE
+ *     load URI QUEUE KIND ROWS ANSWERS open SECONDS RATE [SEED]
  *     load URI QUEUE KIND ROWS ANSWERS fill JOBS
  *
  * QUEUE is a name, or several with commas, which take turns. KIND says whose messages these are: echo, inferq, celery or
@@ -12,7 +12,7 @@
  * checked: known id, answered once, the probabilities of its own rows.
  *
  * closed: keeps IN_FLIGHT jobs under way for SECONDS. open: sends RATE jobs a second at the times of a Poisson process,
- * the same for every contestant, however late the answers are; latency counts from the time at which a job was due and
+ * the same for every contestant and the same SEED, however late the answers are; latency counts from the time at which a job was due and
  * not from when it could be sent, so that a stall is seen by every job that it held up. fill: sends all JOBS, says
  * "filled", and only then waits for answers, so that a worker may be started then. All wait for the last answer.
  *
@@ -35,6 +35,7 @@ struct load {
   enum kind kind;
   enum { CLOSED, OPEN, FILL } mode;
   uint64_t limit; /* Of jobs in flight, or in all when filling. */
+  uint64_t random;
   double rate, next_due, until, first_answer, last_answer;
   uint64_t published, answered;
   uint64_t confirmed_below; /* All tags up to this one are confirmed. */
@@ -114,11 +115,10 @@ static void take_answers(struct load *load) {
   amqp_maybe_release_buffers_on_channel(load->consuming, CHANNEL);
 }
 
-/* Exponential gaps from a fixed seed. */
-static double next_gap(double rate) {
-  static uint64_t state = 88172645463325252u;
-  state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-  return -log1p(-(double)(state >> 11) * 0x1p-53) / rate;
+/* Exponential gaps, from a state that is never 0. */
+static double next_gap(struct load *load) {
+  load->random ^= load->random << 13, load->random ^= load->random >> 7, load->random ^= load->random << 17;
+  return -log1p(-(double)(load->random >> 11) * 0x1p-53) / load->rate;
 }
 
 /* Whether a job is to be sent at this time. */
@@ -159,7 +159,7 @@ static void run(struct load *load) {
     bool sent = false;
     for (int i = 0; i < 1000 && is_due(load, now()); i++) {
       publish_job(load);
-      if (load->mode == OPEN) load->next_due += next_gap(load->rate);
+      if (load->mode == OPEN) load->next_due += next_gap(load);
       sent = true;
     }
     uint64_t before = load->answered + load->confirmed_below;
@@ -215,7 +215,7 @@ static void delete_queues(const char *uri, char **queues, int count) {
 }
 
 static void parse(struct load *load, int count, char **arguments) {
-  const char *const usage = "usage: load URI QUEUE KIND ROWS ANSWERS closed SECONDS IN_FLIGHT | open SECONDS RATE | fill JOBS";
+  const char *const usage = "usage: load URI QUEUE KIND ROWS ANSWERS closed SECONDS IN_FLIGHT | open SECONDS RATE [SEED] | fill JOBS";
   if (count < 8) fail("%s", usage);
   for (char *name = strtok(strdup(arguments[2]), ","); name; name = strtok(NULL, ",")) {
     if (load->queue_count == QUEUES_MAX) fail("more than %d queues", QUEUES_MAX);
@@ -231,8 +231,9 @@ static void parse(struct load *load, int count, char **arguments) {
     if (load->limit > UNCONFIRMED_MAX) fail("at most %d jobs", UNCONFIRMED_MAX);
     return;
   }
-  if (count != 9) fail("%s", usage);
   load->mode = strcmp(mode, "open") == 0 ? OPEN : CLOSED;
+  if (count != 9 && !(load->mode == OPEN && count == 10)) fail("%s", usage);
+  load->random = 88172645463325252u + 0x9e3779b97f4a7c15u * (count == 10 ? strtoul(arguments[9], NULL, 10) : 0);
   load->limit = strtoul(arguments[8], NULL, 10);
   load->rate = strtod(arguments[8], NULL);
   load->until = strtod(arguments[7], NULL);

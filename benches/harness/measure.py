@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ OPEN_LOOP_SHARE = 0.7  # Of what a contestant can do; above it a queue without e
 MANY_ROWS, MANY_ROWS_IN_FLIGHT = 256, 16
 QUEUES_BESIDE = (".dead", ".DQ", ".XQ")  # Those of inferq and of Dramatiq.
 TICKS = os.sysconf("SC_CLK_TCK")
+CPUCLOCK_SCHED = 2
 MIB = 2**20
 
 
@@ -133,6 +135,8 @@ class Bench:
 
     def put_load_on(self, worker: Contestant, shape: int | str, *mode) -> dict:
         """`shape` is how many rows a job has, or ROWSxCOLUMNS."""
+        if worker.process.poll() is not None:
+            fail(f"{','.join(worker.queues)}: the worker has ended")
         load = subprocess.run(self.load_command(worker, shape, *mode), stdout=subprocess.PIPE, text=True)
         if load.returncode != 0:
             log = getattr(worker, "log", None)
@@ -184,7 +188,19 @@ def stat(pid: int) -> list[str]:
 
 def cpu_seconds(*pids: int) -> float:
     """User and system time of processes, their children and those they have buried."""
-    return sum(int(ticks) for pid in pids for member in tree(pid) for ticks in stat(member)[11:15]) / TICKS
+    return sum(cpu_seconds_of(member) for pid in pids for member in tree(pid))
+
+
+def cpu_seconds_of(pid: int) -> float:
+    try:
+        return time.clock_gettime(cpu_clock(pid)) + sum(map(int, stat(pid)[13:15])) / TICKS
+    except OSError:
+        return 0  # It has just ended, and its parent has buried it.
+
+
+def cpu_clock(pid: int) -> int:
+    """What clock_getcpuclockid(3) gives: to the nanosecond, where /proc counts in hundredths of a second."""
+    return ~pid << 3 | CPUCLOCK_SCHED
 
 
 def peak_mib(pid: int) -> float:

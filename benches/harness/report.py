@@ -5,6 +5,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -48,6 +49,23 @@ def server_version() -> str:
 def write_json(path: Path, content: dict):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def failures(turns: list[dict]) -> int:
+    """Says once more at the end what has failed; returns the exit code."""
+    failed = [sentence for turn in turns for sentence in turn["failed"]]
+    print("".join(f"\n{sentence}" for sentence in failed), end="\n" * bool(failed), file=sys.stderr)
+    return 1 if failed else 0
+
+
+def about_lines(about: dict, turns: list[dict]) -> list[str]:
+    load = spread([turn["load average"] for turn in turns], ".1f")
+    return [*(f"{what}: {value}" for what, value in about.items()), f"load average while measuring: {load}"]
+
+
+def plot_subtitle(about: dict) -> str:
+    commit = about["inferq"].partition("commit ")[2].partition(",")[0]
+    return f"commit {commit}, {about['date'][:10]}, {about['machine'].partition(', ')[0]}"
 
 
 def describe(number: int, name: str, result: dict) -> str:
