@@ -8,7 +8,7 @@ import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
-from .programs import MODEL, ONNX_RUNTIME, RIVALS, ROOT, Programs, fail, rivals_python, runtime_environment
+from .programs import MODEL, RIVALS, ROOT, Programs, fail, rivals_python, runtime_environment
 
 PREFETCH = 256  # The default of inferq.
 STOP_SECONDS = 60

@@ -12,7 +12,13 @@ from pathlib import Path
 WIDTH, PANEL_HEIGHT, COLUMNS = 920, 330, 2
 LEFT, RIGHT, ABOVE, BELOW = 64, 14, 30, 46  # Of the frame within its panel.
 HEAD, LEGEND_LINE, LEGEND_WIDTH = 54, 18, 300
-COLOURS = [("#0068a8", "#63b8f0"), ("#c44e00", "#ff9d5c"), ("#00805c", "#3ecfa2"), ("#a33d80", "#eba0cf"), ("#555555", "#b4b4b4")]
+COLOURS = [
+    ("#0068a8", "#63b8f0"),
+    ("#c44e00", "#ff9d5c"),
+    ("#00805c", "#3ecfa2"),
+    ("#a33d80", "#eba0cf"),
+    ("#555555", "#b4b4b4"),
+]
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#24292f}.title{font-size:15px;font-weight:600}.ground{fill:#ffffff}"
     ".frame{fill:none;stroke:#8c959f}.grid{stroke:#8c959f;stroke-opacity:.25}.line{fill:none;stroke-width:1.8}"
@@ -77,7 +83,10 @@ def svg(title: str, subtitle: str, panels: list[Panel]) -> str:
         text(16, 42, subtitle),
     ]
     for index, (name, (colour, computed)) in enumerate(legend.items()):
-        x, y = 16 + index % (WIDTH // LEGEND_WIDTH) * LEGEND_WIDTH, HEAD + 6 + LEGEND_LINE * (index // (WIDTH // LEGEND_WIDTH))
+        x, y = (
+            16 + index % (WIDTH // LEGEND_WIDTH) * LEGEND_WIDTH,
+            HEAD + 6 + LEGEND_LINE * (index // (WIDTH // LEGEND_WIDTH)),
+        )
         parts += [line([(x, y), (x + 26, y)], colour, computed), "" if computed else mark(x + 13, y, colour)]
         parts.append(text(x + 33, y + 4, name))
     for index, panel in enumerate(panels):
@@ -148,7 +157,9 @@ def number(value: float) -> str:
 
 
 def colours(ground: int) -> str:
-    return "".join(f".c{index}{{stroke:{pair[ground]}}}.m{index}{{fill:{pair[ground]}}}" for index, pair in enumerate(COLOURS))
+    return "".join(
+        f".c{index}{{stroke:{pair[ground]}}}.m{index}{{fill:{pair[ground]}}}" for index, pair in enumerate(COLOURS)
+    )
 
 
 def line(points: list[tuple[float, float]], colour: int, computed: bool) -> str:
@@ -161,7 +172,13 @@ def rule(x1: float, y1: float, x2: float, y2: float, kind: str = "grid") -> str:
 
 
 def mark(x: float, y: float, colour: int) -> str:
-    shapes = ["M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0Z", "M-3.6-3.6h7.2v7.2h-7.2Z", "M0-4.8L4.6 3.6H-4.6Z", "M0-5L5 0L0 5L-5 0Z", "M-4.6-3.6H4.6L0 4.8Z"]
+    shapes = [
+        "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0Z",
+        "M-3.6-3.6h7.2v7.2h-7.2Z",
+        "M0-4.8L4.6 3.6H-4.6Z",
+        "M0-5L5 0L0 5L-5 0Z",
+        "M-4.6-3.6H4.6L0 4.8Z",
+    ]
     return f'<path class="m{colour}" transform="translate({x:.1f} {y:.1f})" d="{shapes[colour]}"/>'
 
 

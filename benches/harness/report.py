@@ -63,6 +63,10 @@ def about_lines(about: dict, turns: list[dict]) -> list[str]:
     return [*(f"{what}: {value}" for what, value in about.items()), f"load average while measuring: {load}"]
 
 
+def introduction(title: str, program: str) -> str:
+    return f"# {title}\n\nWritten by `{program}`; `../README.md` says how to read it. Each cell: median (least to most).\n\n"
+
+
 def plot_subtitle(about: dict) -> str:
     commit = about["inferq"].partition("commit ")[2].partition(",")[0]
     return f"commit {commit}, {about['date'][:10]}, {about['machine'].partition(', ')[0]}"
