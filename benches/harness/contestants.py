@@ -188,21 +188,21 @@ class Dramatiq(Rival):
         super().__init__(uri, queue, ["-m", "dramatiq", "dramatiq_worker", *sizes], parity)
 
 
-def contestants(programs: Programs, uri: str, also: dict[str, dict]) -> dict:
-    """By name, what starts each of them on a queue."""
+def contestants(programs: Programs, broker, also: dict[str, dict]) -> dict:
+    """By name, what starts each of them on a queue of the broker that then runs."""
     known = {
-        "echo": lambda queue: Echo(programs, uri, queue),
-        "inferq": lambda queue: Inferq(programs, uri, queue),
-        "plain-lapin": lambda queue: PlainLapin(programs, uri, queue),
-        "aio-pika": lambda queue: AioPika(uri, queue),
+        "echo": lambda queue: Echo(programs, broker.uri, queue),
+        "inferq": lambda queue: Inferq(programs, broker.uri, queue),
+        "plain-lapin": lambda queue: PlainLapin(programs, broker.uri, queue),
+        "aio-pika": lambda queue: AioPika(broker.uri, queue),
     }
     for pool in ("prefork", "threads", "solo"):
-        known[f"celery-{pool}"] = lambda queue, pool=pool: Celery(uri, queue, pool, parity=False)
-        known[f"celery-{pool}-parity"] = lambda queue, pool=pool: Celery(uri, queue, pool, parity=True)
-    known["dramatiq"] = lambda queue: Dramatiq(uri, queue, parity=False)
-    known["dramatiq-parity"] = lambda queue: Dramatiq(uri, queue, parity=True)
+        known[f"celery-{pool}"] = lambda queue, pool=pool: Celery(broker.uri, queue, pool, parity=False)
+        known[f"celery-{pool}-parity"] = lambda queue, pool=pool: Celery(broker.uri, queue, pool, parity=True)
+    known["dramatiq"] = lambda queue: Dramatiq(broker.uri, queue, parity=False)
+    known["dramatiq-parity"] = lambda queue: Dramatiq(broker.uri, queue, parity=True)
     for name, settings in also.items():
-        known[name] = lambda queue, settings=settings: Inferq(programs, uri, queue, settings)
+        known[name] = lambda queue, settings=settings: Inferq(programs, broker.uri, queue, settings)
     return known
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from .contestants import Contestant, Inferq, Runs
 from .programs import MODEL, ROOT, Programs, fail, runtime_environment
+from .report import describe
 
 ROWS_MAX = 64  # The default of inferq.
 WARM_UP = 0.25  # Share of the measured time.
@@ -27,6 +29,18 @@ class Broker:
     """A private one, with RabbitMQ's own default for its memory: the limit of the tests is for small machines."""
 
     def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def restart(self):
+        """With nothing in it, at another address."""
+        self.stop()
+        self.start()
+
+    def start(self):
         with tempfile.NamedTemporaryFile("w", suffix=".conf") as settings:
             memory_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MIB
             settings.write(f"vm_memory_high_watermark.absolute = {memory_mib * 2 // 5}MiB\n")
@@ -43,15 +57,26 @@ class Broker:
             fail("the broker did not start; scripts/broker says why")
         state = json.loads(line)
         self.uri, self.pid = state["uri"], state["pid"]
-        return self
 
-    def check(self):
-        if self.process.poll() is not None:
-            fail("the broker has ended")
-
-    def __exit__(self, *_):
+    def stop(self):
         self.process.stdin.close()
         self.process.wait()
+
+
+def attempt(turn: dict, number: int, name: str, measure, broker: Broker) -> bool:
+    """Measures, and keeps in `turn` what came of it. One failure takes its own figures with it, not those of an hour.
+
+    The next one gets a new broker: brokers, too, have stopped to take messages in the middle of a run.
+    """
+    try:
+        turn[name] = measure()
+    except Exception as failure:
+        turn["failed"].append(f"turn {number + 1}, {name} failed: {failure}")
+        print(turn["failed"][-1], file=sys.stderr, flush=True)
+        broker.restart()
+        return False
+    print(describe(number, name, turn[name]), file=sys.stderr, flush=True)
+    return True
 
 
 class Bench:
