@@ -26,7 +26,7 @@ test: setup ## Run all tests against private brokers
 bench: setup ## Measure inferq beside the floor and what one would write instead; 40 minutes
 	benches/run --repeats 5 --json target/bench.json
 
-bench-growth: setup ## Measure how inferq grows with rows, batch cap, workers, models, bytes and backlog; 20 minutes
+bench-growth: setup ## Measure how inferq grows with rows, batch cap, workers, models, bytes and backlog; 15 minutes
 	benches/growth --json target/growth.json
 
 bench-batching: setup ## Measure greedy batching against fixed waits and against theory; 25 minutes
