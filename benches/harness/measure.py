@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .contestants import Contestant, Inferq, Runs
-from .programs import MODEL, ROOT, Programs, fail, runtime_environment
+from .programs import MODEL, ROOT, TARGET, Programs, fail, runtime_environment
 from .report import describe
 
 ROWS_MAX = 64  # The default of inferq.
@@ -23,6 +24,7 @@ QUEUES_BESIDE = (".dead", ".DQ", ".XQ")  # Those of inferq and of Dramatiq.
 TICKS = os.sysconf("SC_CLK_TCK")
 CPUCLOCK_SCHED = 2
 MIB = 2**20
+FAILED_LOG = TARGET / "floor/broker-failed.log"
 
 
 class Broker:
@@ -36,7 +38,12 @@ class Broker:
         self.stop()
 
     def restart(self):
-        """With nothing in it, at another address."""
+        """With nothing in it, at another address. What the one before has logged is kept."""
+        time.sleep(1)  # It writes its log with a delay.
+        try:
+            shutil.copy(self.log, FAILED_LOG)
+        except FileNotFoundError:
+            pass  # It went away by itself, and its folder with it.
         self.stop()
         self.start()
 
@@ -57,6 +64,7 @@ class Broker:
             fail("the broker did not start; scripts/broker says why")
         state = json.loads(line)
         self.uri, self.pid = state["uri"], state["pid"]
+        self.log = Path(state["dir"]) / "log/broker.log"
 
     def stop(self):
         self.process.stdin.close()
