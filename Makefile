@@ -30,6 +30,7 @@ bench: setup ## Measure inferq beside the floor and what one would write instead
 bench-smoke: setup ## Run every benchmark briefly: do they still work?
 	cargo test --locked --bench micro
 	benches/run --quick --profile dev
+	benches/gpu/smoke
 
 # For every version that is to be served, the path of its rabbitmq-server.
 test-brokers: setup ## Run the tests that need a broker on each server that INFERQ_TEST_RABBITMQ lists
