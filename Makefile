@@ -38,6 +38,7 @@ bench-smoke: setup ## Run every benchmark briefly: do they still work?
 	benches/run --quick --profile dev
 	benches/growth --quick --profile dev
 	benches/batching --quick --profile dev
+	benches/gpu/smoke
 
 # For every version that is to be served, the path of its rabbitmq-server.
 test-brokers: setup ## Run the tests that need a broker on each server that INFERQ_TEST_RABBITMQ lists

@@ -72,6 +72,27 @@ impl ProbeRows {
             .collect()
     }
 
+    /// The first row, as often as it takes to fill an axis of fixed size; `None` if that takes too much memory.
+    pub(super) fn filling<'a>(&'a self, signature: &Signature) -> Option<Vec<Input<'a>>> {
+        let inputs = self.inputs.iter().zip(&signature.inputs);
+        inputs
+            .map(|(input, spec)| {
+                let rows = match spec.shape.first() {
+                    Some(Dim::Fixed(size)) => *size,
+                    Some(Dim::Dynamic(_)) | None => 1,
+                };
+                let row = input.rows[0].as_slice();
+                let fits = rows.saturating_mul(row.len().max(1)) <= FILLING_BYTES_MAX;
+                let mut shape: Vec<usize> = spec.shape.first().map(|_| rows).into_iter().collect();
+                shape.extend(&input.shape);
+                fits.then(|| Input {
+                    shape,
+                    parts: vec![row; rows],
+                })
+            })
+            .collect()
+    }
+
     /// All rows, as the inputs of one run.
     pub(super) fn together(&self) -> Vec<Input<'_>> {
         self.inputs.iter().map(|input| input.run(&input.rows)).collect()
@@ -157,3 +178,5 @@ fn push(datatype: Datatype, scale: u8, [input, row, element]: [usize; 3], data: 
 pub(super) const ROWS: usize = 3;
 /// A dynamic image of 1024 x 1024 in three colours still fits; three such rows are some 50 MB.
 const ROW_ELEMENTS_MAX: usize = 1 << 22;
+/// Eight such rows of FP64.
+const FILLING_BYTES_MAX: usize = ROW_ELEMENTS_MAX * 64;

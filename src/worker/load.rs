@@ -6,8 +6,9 @@ use tokio::time::Instant;
 
 use tracing::{info, warn};
 
+use super::hardware::Hardware;
 use super::infer::Engine;
-use super::onnx::{LoadError, OnnxEngine, Runtime, SharedWeights};
+use super::onnx::{LoadError, OnnxEngine, Placement, Runtime, SharedWeights};
 use crate::config::Config;
 use crate::error::chain;
 use crate::model::batching::Batching;
@@ -32,6 +33,9 @@ pub struct LoadedVersion {
     pub rows_max: usize,
     /// What the engines were loaded from.
     pub file: PathBuf,
+    pub hardware: Hardware,
+    /// Where its runs took place.
+    pub placement: Placement,
     pub engines: Vec<Box<dyn Engine + Send>>,
 }
 
@@ -46,7 +50,15 @@ pub enum VersionError {
     Proof(#[from] ProofError),
 }
 
-/// Loads one engine and lets it show what it must: digest, golden vectors, whether rows may share a run.
+/// An engine that has shown what it must.
+pub struct Proven {
+    pub engine: OnnxEngine,
+    pub batching: Batching,
+    pub placement: Placement,
+}
+
+/// Loads one engine and lets it show what it must: digest, golden vectors, whether rows may share a run, and that it
+/// runs where it is meant to.
 ///
 /// # Errors
 /// `VersionError` names the file at fault.
@@ -55,11 +67,20 @@ pub fn first_engine(
     model: &ModelFiles,
     files: &VersionFiles,
     weights: &SharedWeights,
-) -> Result<(OnnxEngine, Batching), VersionError> {
+    hardware: &Hardware,
+) -> Result<Proven, VersionError> {
     files.check_digest()?;
-    let mut engine = OnnxEngine::load(runtime, &files.onnx, weights)?;
+    let mut engine = OnnxEngine::load_watched(runtime, &files.onnx, weights, hardware)?;
     let proof = proof::prove(&mut engine, files, &model.settings)?;
-    Ok((engine, proof.batching))
+    if !engine.has_run() {
+        proof::run_a_row(&mut engine);
+    }
+    let placement = engine.placement()?;
+    Ok(Proven {
+        engine,
+        batching: proof.batching,
+        placement,
+    })
 }
 
 /// Loads every version of a model. A model is served whole or not at all: jobs for a version that only this worker
@@ -88,7 +109,12 @@ fn load_version(
 ) -> Result<LoadedVersion, VersionError> {
     let began = Instant::now();
     let weights = SharedWeights::new(runtime);
-    let (first, batching) = first_engine(runtime, model, files, &weights)?;
+    let hardware = Hardware::of(&config.worker, &model.settings);
+    let Proven {
+        engine: first,
+        batching,
+        placement,
+    } = first_engine(runtime, model, files, &weights, &hardware)?;
     let signature = first.signature().clone();
     if !first.unserved().is_empty() {
         warn!(
@@ -104,15 +130,18 @@ fn load_version(
             "not batched: {reason}"
         );
     }
-    let instances = model.settings.instances.unwrap_or(config.worker.instances).get();
+    let instances = model.settings.instances.or(config.worker.instances);
+    let instances = instances.unwrap_or_else(|| hardware.instances()).get();
     let mut engines: Vec<Box<dyn Engine + Send>> = vec![Box::new(first)];
     for _ in 1..instances {
-        engines.push(Box::new(OnnxEngine::load(runtime, &files.onnx, &weights)?));
+        engines.push(Box::new(OnnxEngine::load(runtime, &files.onnx, &weights, &hardware)?));
     }
     info!(
         model.name = model.name,
         model.version = files.version,
         instances,
+        device = %hardware.device,
+        ran_on = %placement,
         load_ms = began.elapsed().as_millis() as u64,
         "model loaded"
     );
@@ -122,6 +151,8 @@ fn load_version(
         batching: batching == Batching::Rows,
         rows_max: model.settings.rows_max.unwrap_or(config.batch.rows_max).get(),
         file: files.onnx.clone(),
+        hardware,
+        placement,
         engines,
     })
 }

@@ -9,6 +9,7 @@ pub mod coalesce;
 pub mod consume;
 pub mod decode;
 pub mod flight;
+pub mod hardware;
 pub mod infer;
 pub mod isolate;
 pub mod load;
@@ -17,6 +18,7 @@ pub mod onnx;
 pub mod outputs;
 pub mod plan;
 pub mod reply;
+pub mod rows_limit;
 pub mod settle;
 pub mod sift;
 #[cfg(test)]
@@ -47,6 +49,7 @@ use self::load::{LoadedModel, LoadedVersion};
 use self::message::Author;
 use self::plan::Plan;
 use self::reply::{Answer, Reply};
+use self::rows_limit::RowsLimit;
 use self::watch::{Patience, Watch, Watched};
 use crate::broker::link::{Link, Role, Supervisor};
 use crate::broker::topology::{Mismatch, Names};
@@ -322,6 +325,10 @@ impl Shared {
         let mut lanes = BTreeMap::new();
         for loaded in model.versions {
             let version = loaded.version;
+            for provider in loaded.placement.providers() {
+                let device = loaded.hardware.device.to_string();
+                self.metrics.runs_on(&name, &version.to_string(), &device, provider);
+            }
             let lane = Arc::new(Lane {
                 model: name.clone(),
                 version: version.to_string(),
@@ -330,6 +337,7 @@ impl Shared {
                 batching: loaded.batching,
                 rows_max: loaded.rows_max,
             });
+            lane.metrics.rows_limit.set(lane.rows_max as i64);
             let (jobs, jobs_receiver) = mpsc::channel(usize::from(self.config.broker.prefetch));
             let (idle, idle_receiver) = mpsc::channel(loaded.engines.len());
             let batcher = Batcher::new(lane.rows_max, lane.batching);
@@ -368,10 +376,12 @@ impl Shared {
                 engine,
                 lane: lane.clone(),
                 model: loaded.file.clone(),
+                hardware: loaded.hardware.clone(),
                 isolation: self.isolation.clone(),
                 isolated: None,
                 watched,
                 run_max: self.config.worker.run_timeout,
+                rows_limit: RowsLimit::new(lane.rows_max),
                 reply_bytes_max: self.config.limits.body_bytes_max,
                 idle: idle.clone(),
                 answers: self.answers.clone(),
