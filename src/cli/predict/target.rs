@@ -212,7 +212,10 @@ mod tests {
         let mut target = Target::open(Some(&full)).unwrap();
         let written = target.write(b"all").and_then(|()| target.finish());
 
-        assert_eq!(written.unwrap_err().to_string(), format!("cannot write {}", full.display()));
+        assert_eq!(
+            written.unwrap_err().to_string(),
+            format!("cannot write {}", full.display())
+        );
         assert_eq!(names(folder.path()), ["full"]);
         assert!(fs::metadata(&full).unwrap().file_type().is_char_device());
     }
