@@ -1,12 +1,12 @@
 # Everything here sets up what it needs: a Rust toolchain, git and make are enough on Debian and Ubuntu.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-brokers bench bench-smoke chaos drains soak fuzz lint models clean
+.PHONY: help setup build demo test test-brokers bench bench-growth bench-batching bench-smoke chaos drains soak fuzz lint models clean
 
 TRAIN := target/train
 FUZZ_SECONDS ?= 60
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing: RabbitMQ, a C compiler, ONNX Runtime, Python packages of the tests
 	@scripts/setup
@@ -26,11 +26,20 @@ test: setup ## Run all tests against private brokers
 bench: setup ## Measure inferq beside the floor and what one would write instead; 40 minutes
 	benches/run --repeats 5 --json target/bench.json
 
+bench-growth: setup ## Measure how inferq grows with rows, batch cap, workers, models, bytes and backlog; 15 minutes
+	benches/growth --json target/growth.json
+
+bench-batching: setup ## Measure greedy batching against fixed waits and against theory; 25 minutes
+	benches/batching --json target/batching.json
+
 # Built like the tests, since an optimised build takes minutes; the figures say nothing.
 bench-smoke: setup ## Run every benchmark briefly: do they still work?
 	cargo test --locked --bench micro
 	benches/run --quick --profile dev
 	benches/sharing/run --quick --profile dev
+	benches/growth --quick --profile dev
+	benches/batching --quick --profile dev
+	benches/gpu/smoke
 
 # For every version that is to be served, the path of its rabbitmq-server.
 test-brokers: setup ## Run the tests that need a broker on each server that INFERQ_TEST_RABBITMQ lists
@@ -53,9 +62,12 @@ soak: ## Run three million simulated schedules, or INFERQ_TEST_SCHEDULES
 	INFERQ_TEST_FIRST=$${INFERQ_TEST_FIRST:-$$(date +%s)000000} INFERQ_TEST_SCHEDULES=$${INFERQ_TEST_SCHEDULES:-3000000} \
 	  cargo test --locked --profile soak --lib no_schedule -- --nocapture
 
+# What it finds on the way is kept for the next time, outside the corpus of the repository.
 fuzz: ## Fuzz each decoder for FUZZ_SECONDS (60); needs cargo-fuzz
 	for target in msgpack json binary reply job; do \
-		RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+		found=fuzz/target/corpus/$$target; mkdir -p $$found; \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $$target $$found fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) \
+		  || exit 1; \
 	done
 
 lint: ## Check format, lints, documentation, dependencies, scripts and the tree

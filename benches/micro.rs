@@ -20,6 +20,7 @@ use inferq::wire::tensor::{Datatype, Tensor};
 use inferq::wire::{Encoded, Encoding};
 use inferq::worker::consume::Delivery;
 use inferq::worker::decode::{self, Lane, Limits, Served};
+use inferq::worker::hardware::Hardware;
 use inferq::worker::infer::{Engine as _, Input};
 use inferq::worker::onnx::{OnnxEngine, Runtime, SharedWeights, TELEMETRY_OFF};
 use inferq::worker::settle::{Verdict, Window, generation};
@@ -87,7 +88,8 @@ fn decode(criterion: &mut Criterion) {
 fn batch_copy(criterion: &mut Criterion) {
     let runtime = runtime();
     let model = root().join("tests/models/repository/identity-fp32/1/model.onnx");
-    let mut engine = OnnxEngine::load(&runtime, &model, &SharedWeights::new(&runtime)).expect("the model loads");
+    let mut engine =
+        OnnxEngine::load(&runtime, &model, &SharedWeights::new(&runtime), &Hardware::CPU).expect("the model loads");
     // The model takes rows of 3: as many of them as come nearest to a row of 1000.
     let (rows, columns) = (COLUMNS / 3, 3);
     let jobs = vec![vec![0u8; 4 * rows * columns]; BATCH_JOBS];
@@ -164,7 +166,8 @@ fn settle(criterion: &mut Criterion) {
 fn served(metrics: &Metrics) -> Served {
     let model = root().join("models/dense/1/model.onnx");
     let runtime = runtime();
-    let engine = OnnxEngine::load(&runtime, &model, &SharedWeights::new(&runtime)).expect("the model loads");
+    let engine =
+        OnnxEngine::load(&runtime, &model, &SharedWeights::new(&runtime), &Hardware::CPU).expect("the model loads");
     let lane = Arc::new(Lane {
         model: "dense".into(),
         version: "1".to_owned(),

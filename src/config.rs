@@ -196,7 +196,7 @@ mod tests {
     fn every_fault_is_in_one_message_with_its_origin() {
         let folder = Folder::with(
             "[broker]\nprefetch = 2001\nheartbeat_ms = 1500\nprefech = 1\n\
-             [topology]\nmode = true\nprefix = \"amq.x\"\n[worker]\ndevice = \"cuda:0\"\n",
+             [topology]\nmode = true\nprefix = \"amq.x\"\n[worker]\ndevice = \"gpu\"\ncuda_tf32 = 1\n",
         );
         let environment = [
             ("INFERQ_BATCH__ROWS_MAX", "many"),
@@ -232,9 +232,10 @@ mod tests {
                 folder.line(6)
             ),
             format!(
-                "worker.device: is \"cuda:0\", allowed is \"cpu\" (\"cuda:N\" is not: this build runs on the CPU only) ({})",
+                "worker.device: is \"gpu\", allowed is \"cpu\", or \"cuda:N\" for the NVIDIA GPU of that number, such as \"cuda:0\" ({})",
                 folder.line(9)
             ),
+            format!("worker.cuda_tf32: is 1, allowed is true or false ({})", folder.line(10)),
             "batch.rows_max: is \"many\", allowed is a whole number from 1 to 65536 (INFERQ_BATCH__ROWS_MAX)".into(),
             "telemetry.listen: is \"localhost:9090\", allowed is address:port such as \"0.0.0.0:9090\" or \
              \"[::]:9090\", or \"\" for none (command line)"
@@ -245,7 +246,7 @@ mod tests {
         ];
         assert_eq!(
             message,
-            format!("the configuration has 10 faults\n  {}", faults.join("\n  "))
+            format!("the configuration has 11 faults\n  {}", faults.join("\n  "))
         );
     }
 
@@ -307,7 +308,10 @@ mod tests {
             ("models.load", "seed, other"),
             ("worker.instances", "7"),
             ("worker.threads", "7"),
-            ("worker.device", "cpu"),
+            ("worker.device", "cuda:1"),
+            ("worker.cuda_memory_bytes", "7000"),
+            ("worker.cuda_tf32", "true"),
+            ("worker.cpu_fallback", "true"),
             ("worker.run_timeout_ms", "700"),
             ("worker.isolate_after", "7"),
             ("worker.coalesce_ms", "3"),
@@ -348,8 +352,7 @@ mod tests {
             let loaded = load_only(&environment).unwrap();
 
             assert_eq!(origin(&loaded, key.path), key.variable());
-            // The only device there is, is the default.
-            assert_eq!(loaded.config == defaults, key.path == "worker.device", "{}", key.path);
+            assert_ne!(loaded.config, defaults, "{}", key.path);
         }
         let loaded = load_only(&[("INFERQ_MODELS__LOAD".into(), " seed, other,".into())]).unwrap();
         assert_eq!(loaded.config.models.load, ["seed", "other"]);
@@ -407,7 +410,7 @@ mod tests {
         let edges = [
             ("broker.prefetch", 1, 2_000),
             ("broker.heartbeat_ms", 1_000, 60_000),
-            ("worker.instances", 1, 1_024),
+            ("worker.instances", 0, 1_024),
             ("worker.drain_timeout_ms", 0, 3_600_000),
             ("batch.rows_max", 1, 65_536),
             ("reply.unconfirmed_max", 1, 65_536),
@@ -437,6 +440,7 @@ mod tests {
             "[telemetry]\nlog = \"inferq=loud\"",
             "[telemetry]\nlog = \"\"",
             "[worker]\nname = \"a\\nb\"",
+            "[worker]\ncuda_tf32 = \"true\"",
             "[broker.prefetch]\nx = 1",
         ];
         for text in wrong {

@@ -20,7 +20,8 @@
 //! | `src/worker/settle.rs` | `Receipt` + `Verdict` → ack | the only file that acks; started by `consume`, one for each channel |
 //! | `src/worker/mod.rs` | | wiring: builds the other stages and joins them; the only file that knows them all |
 //!
-//! Beside the way, where a stage needs more than a file: `src/worker/onnx.rs` (the only one that names `ort`),
+//! Beside the way, where a stage needs more than a file: `src/worker/onnx.rs` (with its folder the only one that names
+//! `ort`), `src/worker/hardware.rs` (which device), `src/worker/rows_limit.rs` (fewer rows a run when memory is short),
 //! `src/worker/outputs.rs` (a run's outputs, cut into rows and encoded), `src/worker/plan.rs` (what is published for a job
 //! and what its fate means), `src/worker/message.rs` (replies and dead letters), `src/worker/flight.rs` and
 //! `src/worker/unconfirmed.rs` (confirms and returns, matched to their messages), `src/worker/sift.rs` (which message the

@@ -2,14 +2,15 @@
  *
  * A job is some rows of 1000 float32 in one msgpack `bin`; around it is what the contestant's own producer would write.
  * The rows come from a fixed set of 64 and their right answers from a file that `ort_alone` wrote, so that rows which were
- * mixed up, or an answer that is merely well-formed, do not pass. */
+ * mixed up, or an answer that is merely well-formed, do not pass. A row of another width is cut off or repeats its numbers;
+ * its answer is that of the whole row for a model that looks at the first ten only. */
 #pragma once
 
 #include <math.h>
 
 #include "amqp_session.h"
 
-enum { COLUMNS = 1000, CLASSES = 10, ROWS = 64, ROW_BYTES = 4 * COLUMNS, ANSWER_BYTES = 4 * CLASSES, ID_BYTES = 16 };
+enum { COLUMNS = 1000, CLASSES = 10, ROWS = 64, ANSWER_BYTES = 4 * CLASSES, ID_BYTES = 16 };
 
 enum kind {
   ECHO,     /* Jobs of inferq; the answer is not looked into, since nothing was computed. */
@@ -28,7 +29,7 @@ struct body {
 
 static float rows[ROWS][COLUMNS], answers[ROWS][CLASSES];
 static struct body bodies[ROWS];
-static size_t body_count, rows_per_job;
+static size_t body_count, rows_per_job, columns;
 
 static void make_rows(void) {
   uint32_t state = 1;
@@ -71,6 +72,12 @@ static void put_u32(struct body *body, uint8_t type, size_t number) {
   put(body, (uint8_t[]){type, (uint8_t)(number >> 24), (uint8_t)(number >> 16), (uint8_t)(number >> 8), (uint8_t)number}, 5);
 }
 
+static void put_number(struct body *body, size_t number) {
+  if (number < 128) put(body, (uint8_t[]){(uint8_t)number}, 1);
+  else if (number < 1 << 16) put(body, (uint8_t[]){0xcd, (uint8_t)(number >> 8), (uint8_t)number}, 3);
+  else put_u32(body, 0xce, number);
+}
+
 /* The head of a `bin`, as short as it can be; returns its length. */
 static size_t bin_head(uint8_t head[5], size_t bytes) {
   size_t length_bytes = bytes < 1 << 8 ? 1 : bytes < 1 << 16 ? 2 : 4;
@@ -79,20 +86,28 @@ static size_t bin_head(uint8_t head[5], size_t bytes) {
   return 1 + length_bytes;
 }
 
+static void put_row(struct body *body, const float row[COLUMNS]) {
+  for (size_t left = columns; left > 0;) {
+    size_t some = left < COLUMNS ? left : COLUMNS;
+    put(body, row, some * sizeof *row);
+    left -= some;
+  }
+}
+
 static void put_rows(struct body *body) {
   uint8_t head[5];
-  put(body, head, bin_head(head, rows_per_job * ROW_BYTES));
-  for (size_t i = 0; i < rows_per_job; i++) put(body, rows[(body->first_row + i) % ROWS], ROW_BYTES);
+  put(body, head, bin_head(head, rows_per_job * columns * sizeof(float)));
+  for (size_t i = 0; i < rows_per_job; i++) put_row(body, rows[(body->first_row + i) % ROWS]);
 }
 
 /* --- Jobs --- */
 
-/* {"inputs": [{"name": "input", "datatype": "FP32", "shape": [rows, 1000], "data": bin}]} */
+/* {"inputs": [{"name": "input", "datatype": "FP32", "shape": [rows, columns], "data": bin}]} */
 static void make_inferq(struct body *body) {
   PUT(body, "\x81\xa6inputs\x91\x84\xa4name\xa5input\xa8" "datatype\xa4" "FP32\xa5shape\x92");
-  if (rows_per_job < 128) put(body, (uint8_t[]){(uint8_t)rows_per_job}, 1);
-  else put_u32(body, 0xce, rows_per_job);
-  PUT(body, "\xcd\x03\xe8\xa4" "data");
+  put_number(body, rows_per_job);
+  put_number(body, columns);
+  PUT(body, "\xa4" "data");
   put_rows(body);
 }
 
@@ -123,11 +138,16 @@ static void make_dramatiq(struct body *body, const char *queue, const char *repl
   put_text(body, "message_timestamp"), put_u32(body, 0xce, 1700000000);
 }
 
-static void make_bodies(enum kind kind, size_t rows_a_job, const char *queue, const char *reply_to) {
-  rows_per_job = rows_a_job;
-  body_count = rows_a_job == 1 ? ROWS : 8;
+/* `shape` is "ROWS" or "ROWSxCOLUMNS". */
+static void make_bodies(enum kind kind, const char *shape, const char *queue, const char *reply_to) {
+  char *end;
+  rows_per_job = strtoul(shape, &end, 10);
+  columns = *end == 'x' ? strtoul(end + 1, &end, 10) : COLUMNS;
+  if (*end != 0 || rows_per_job == 0 || columns < CLASSES) fail("%s is no number of rows", shape);
+  size_t row_bytes = columns * sizeof(float);
+  body_count = rows_per_job == 1 && columns <= COLUMNS ? ROWS : 8;
   for (size_t i = 0; i < body_count; i++) {
-    bodies[i] = (struct body){.bytes = {0, malloc(2048 + rows_a_job * ROW_BYTES)}, .first_row = i * (ROWS / body_count)};
+    bodies[i] = (struct body){.bytes = {0, malloc(2048 + rows_per_job * row_bytes)}, .first_row = i * (ROWS / body_count)};
     if (!bodies[i].bytes.bytes) fail("no memory");
     if (kind == CELERY) make_celery(&bodies[i]);
     else if (kind == DRAMATIQ) make_dramatiq(&bodies[i], queue, reply_to);

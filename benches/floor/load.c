@@ -1,22 +1,24 @@
 /* Does the worker keep up, and does each job get its own answer, once?
  *
  *     load rows FILE                                       writes the 64 rows, for `ort_alone answers`
- *     load delete URI QUEUE                                deletes the queue that a contestant has left
+ *     load delete URI QUEUE...                             deletes the queues that a contestant has left, if they are there
  *     load URI QUEUE KIND ROWS ANSWERS closed SECONDS IN_FLIGHT
- *     load URI QUEUE KIND ROWS ANSWERS open SECONDS RATE
+ *     load URI QUEUE KIND ROWS ANSWERS open SECONDS RATE [SEED]
  *     load URI QUEUE KIND ROWS ANSWERS fill JOBS
  *
- * KIND says whose messages these are: echo, inferq, celery or dramatiq (jobs.h). ROWS is the number of rows a job, and
- * ANSWERS the file of the 64 right answers. Jobs are published to the queue with a confirm, transient; answers go to an
- * exclusive queue, and each is checked: known id, answered once, the probabilities of its own rows.
+ * QUEUE is a name, or several with commas, which take turns. KIND says whose messages these are: echo, inferq, celery or
+ * dramatiq (jobs.h). ROWS is the number of rows a job, or ROWSxCOLUMNS where a row has not 1000, and ANSWERS the file of the
+ * 64 right answers. Jobs are published to the queue with a confirm, transient; answers go to an exclusive queue, and each is
+ * checked: known id, answered once, the probabilities of its own rows.
  *
  * closed: keeps IN_FLIGHT jobs under way for SECONDS. open: sends RATE jobs a second at the times of a Poisson process,
- * the same for every contestant, however late the answers are; latency counts from the time at which a job was due and
+ * the same for every contestant and the same SEED, however late the answers are; latency counts from the time at which a job was due and
  * not from when it could be sent, so that a stall is seen by every job that it held up. fill: sends all JOBS, says
  * "filled", and only then waits for answers, so that a worker may be started then. All wait for the last answer.
  *
- * Prints {"jobs", "wall_seconds", "cpu_seconds"}, in open mode also {"p50_ms", "p99_ms", "max_ms", "round_trip_p50_ms"},
- * the last from when the job was sent; or one sentence and exits with 1. */
+ * Prints {"jobs", "wall_seconds", "cpu_seconds", "answer_seconds"}, the last from the first answer to the last one, and in
+ * open mode also {"mean_ms", "p50_ms", "p99_ms", "max_ms"}, {"round_trip_p50_ms"} from when the job was sent, and
+ * {"late_p99_ms"} by how much it was sent too late; or one sentence and exits with 1. */
 #define _GNU_SOURCE
 #include <poll.h>
 #include <sys/prctl.h>
@@ -24,21 +26,23 @@
 
 #include "jobs.h"
 
-enum { JOBS_MAX = 1 << 25, UNCONFIRMED_MAX = 1 << 17, QUEUE_WAIT_MS = 60000, SILENCE_MS = 60000 };
+enum { JOBS_MAX = 1 << 25, UNCONFIRMED_MAX = 1 << 17, QUEUE_WAIT_MS = 60000, SILENCE_MS = 60000, QUEUES_MAX = 64 };
 
 struct load {
   amqp_connection_state_t publishing, consuming;
-  amqp_bytes_t queue, reply_to;
+  amqp_bytes_t queues[QUEUES_MAX], reply_to;
+  size_t queue_count;
   enum kind kind;
   enum { CLOSED, OPEN, FILL } mode;
   uint64_t limit; /* Of jobs in flight, or in all when filling. */
-  double rate, next_due, until;
+  uint64_t random;
+  double rate, next_due, until, first_answer, last_answer;
   uint64_t published, answered;
   uint64_t confirmed_below; /* All tags up to this one are confirmed. */
   bool unconfirmed[UNCONFIRMED_MAX];
   bool filled;
   uint8_t *seen;      /* A byte a job. */
-  double *due, *sent; /* In open mode, and then what is left of them is the latency. */
+  double *due, *sent; /* In open mode; when it is answered, what is left of them is the latency. */
 };
 
 static double now(void) {
@@ -63,13 +67,18 @@ static void await_queue(amqp_connection_state_t connection, amqp_bytes_t queue) 
   }
 }
 
+/* Not simply in turn, so that every queue gets every body. */
+static amqp_bytes_t queue_of(const struct load *load, uint64_t job) {
+  return load->queues[(job + job / body_count) % load->queue_count];
+}
+
 static void publish_job(struct load *load) {
   if (load->published == JOBS_MAX) fail("more than %d jobs", JOBS_MAX);
   if (load->mode == OPEN) {
     load->due[load->published] = load->next_due;
     load->sent[load->published] = now();
   }
-  int status = publish(load->publishing, load->kind, load->published, load->queue, load->reply_to);
+  int status = publish(load->publishing, load->kind, load->published, queue_of(load, load->published), load->reply_to);
   if (status != AMQP_STATUS_OK) fail("publish: %s", amqp_error_string2(status));
   load->published++;
   load->unconfirmed[load->published - load->confirmed_below - 1] = true;
@@ -89,6 +98,7 @@ static void take_confirms(struct load *load) {
 
 static void take_answers(struct load *load) {
   struct message reply;
+  uint64_t before = load->answered;
   while (next_message(load->consuming, &reply)) {
     uint64_t id = id_of(&reply);
     if (id >= load->published || load->seen[id]++) fail("job %lu was answered twice, or never sent", (unsigned long)id);
@@ -100,14 +110,15 @@ static void take_answers(struct load *load) {
     }
     load->answered++;
   }
+  if (load->answered > before) load->last_answer = now();
+  if (before == 0) load->first_answer = load->last_answer;
   amqp_maybe_release_buffers_on_channel(load->consuming, CHANNEL);
 }
 
-/* Exponential gaps from a fixed seed. */
-static double next_gap(double rate) {
-  static uint64_t state = 88172645463325252u;
-  state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-  return -log1p(-(double)(state >> 11) * 0x1p-53) / rate;
+/* Exponential gaps, from a state that is never 0. */
+static double next_gap(struct load *load) {
+  load->random ^= load->random << 13, load->random ^= load->random >> 7, load->random ^= load->random << 17;
+  return -log1p(-(double)(load->random >> 11) * 0x1p-53) / load->rate;
 }
 
 /* Whether a job is to be sent at this time. */
@@ -148,7 +159,7 @@ static void run(struct load *load) {
     bool sent = false;
     for (int i = 0; i < 1000 && is_due(load, now()); i++) {
       publish_job(load);
-      if (load->mode == OPEN) load->next_due += next_gap(load->rate);
+      if (load->mode == OPEN) load->next_due += next_gap(load);
       sent = true;
     }
     uint64_t before = load->answered + load->confirmed_below;
@@ -173,21 +184,44 @@ static double quantile_ms(double *seconds, uint64_t count, double share) {
   return 1e3 * seconds[(uint64_t)(share * (double)(count - 1))];
 }
 
+static double mean_ms(const double *seconds, uint64_t count) {
+  double sum = 0;
+  for (uint64_t i = 0; i < count; i++) sum += seconds[i];
+  return 1e3 * sum / (double)count;
+}
+
+/* By how much a job was sent too late is the difference of its latencies. */
+static void print_latencies(double *since_due, double *since_sent, uint64_t count) {
+  double *late = malloc(count * sizeof *late);
+  if (!late) fail("no memory");
+  for (uint64_t i = 0; i < count; i++) late[i] = since_due[i] - since_sent[i];
+  printf(", \"mean_ms\": %.4f, \"p50_ms\": %.4f, \"p99_ms\": %.4f, \"max_ms\": %.4f", mean_ms(since_due, count),
+         quantile_ms(since_due, count, 0.5), quantile_ms(since_due, count, 0.99), quantile_ms(since_due, count, 1));
+  printf(", \"round_trip_p50_ms\": %.4f, \"late_p99_ms\": %.4f", quantile_ms(since_sent, count, 0.5),
+         quantile_ms(late, count, 0.99));
+}
+
 static void write_rows(const char *path) {
   FILE *file = fopen(path, "wb");
   if (!file || fwrite(rows, sizeof rows, 1, file) != 1 || fclose(file) != 0) fail("%s cannot be written", path);
 }
 
-static void delete_queue(const char *uri, const char *queue) {
+static void delete_queues(const char *uri, char **queues, int count) {
   amqp_connection_state_t connection = open_connection(uri);
-  amqp_queue_delete(connection, CHANNEL, amqp_cstring_bytes(queue), 0, 0);
-  check(connection, "delete");
+  for (int i = 0; i < count; i++) {
+    amqp_queue_delete(connection, CHANNEL, amqp_cstring_bytes(queues[i]), 0, 0);
+    check(connection, "delete");
+  }
 }
 
 static void parse(struct load *load, int count, char **arguments) {
-  const char *const usage = "usage: load URI QUEUE KIND ROWS ANSWERS closed SECONDS IN_FLIGHT | open SECONDS RATE | fill JOBS";
+  const char *const usage = "usage: load URI QUEUE KIND ROWS ANSWERS closed SECONDS IN_FLIGHT | open SECONDS RATE [SEED] | fill JOBS";
   if (count < 8) fail("%s", usage);
-  load->queue = amqp_cstring_bytes(arguments[2]);
+  for (char *name = strtok(strdup(arguments[2]), ","); name; name = strtok(NULL, ",")) {
+    if (load->queue_count == QUEUES_MAX) fail("more than %d queues", QUEUES_MAX);
+    load->queues[load->queue_count++] = amqp_cstring_bytes(name);
+  }
+  if (load->queue_count == 0) fail("%s", usage);
   while (strcmp(KINDS[load->kind], arguments[3]) != 0)
     if (++load->kind > DRAMATIQ) fail("%s", usage);
   const char *mode = arguments[6];
@@ -197,8 +231,9 @@ static void parse(struct load *load, int count, char **arguments) {
     if (load->limit > UNCONFIRMED_MAX) fail("at most %d jobs", UNCONFIRMED_MAX);
     return;
   }
-  if (count != 9) fail("%s", usage);
   load->mode = strcmp(mode, "open") == 0 ? OPEN : CLOSED;
+  if (count != 9 && !(load->mode == OPEN && count == 10)) fail("%s", usage);
+  load->random = 88172645463325252u + 0x9e3779b97f4a7c15u * (count == 10 ? strtoul(arguments[9], NULL, 10) : 0);
   load->limit = strtoul(arguments[8], NULL, 10);
   load->rate = strtod(arguments[8], NULL);
   load->until = strtod(arguments[7], NULL);
@@ -211,8 +246,8 @@ int main(int count, char **arguments) {
     write_rows(arguments[2]);
     return 0;
   }
-  if (count == 4 && strcmp(arguments[1], "delete") == 0) {
-    delete_queue(arguments[2], arguments[3]);
+  if (count >= 4 && strcmp(arguments[1], "delete") == 0) {
+    delete_queues(arguments[2], arguments + 3, count - 3);
     return 0;
   }
   parse(&load, count, arguments);
@@ -225,7 +260,7 @@ int main(int count, char **arguments) {
 
   load.publishing = open_connection(arguments[1]);
   load.consuming = open_connection(arguments[1]);
-  await_queue(load.publishing, load.queue);
+  for (size_t i = 0; i < load.queue_count; i++) await_queue(load.publishing, load.queues[i]);
   amqp_confirm_select(load.publishing, CHANNEL);
   check(load.publishing, "confirms");
   amqp_queue_declare_ok_t *replies =
@@ -234,18 +269,15 @@ int main(int count, char **arguments) {
   load.reply_to = amqp_bytes_malloc_dup(replies->queue);
   amqp_basic_consume(load.consuming, CHANNEL, load.reply_to, amqp_empty_bytes, 0, 1, 1, amqp_empty_table);
   check(load.consuming, "consume");
-  make_bodies(load.kind, strtoul(arguments[4], NULL, 10), arguments[2],
+  make_bodies(load.kind, arguments[4], arguments[2],
               strndup(load.reply_to.bytes, load.reply_to.len));
 
   double began = now(), cpu = cpu_seconds();
   load.until += began;
   load.next_due = began;
   run(&load);
-  printf("{\"jobs\": %lu, \"wall_seconds\": %.6f, \"cpu_seconds\": %.6f", (unsigned long)load.answered, now() - began,
-         cpu_seconds() - cpu);
-  if (load.mode == OPEN && load.answered > 0)
-    printf(", \"p50_ms\": %.4f, \"p99_ms\": %.4f, \"max_ms\": %.4f, \"round_trip_p50_ms\": %.4f",
-           quantile_ms(load.due, load.answered, 0.5), quantile_ms(load.due, load.answered, 0.99),
-           quantile_ms(load.due, load.answered, 1), quantile_ms(load.sent, load.answered, 0.5));
+  printf("{\"jobs\": %lu, \"wall_seconds\": %.6f, \"cpu_seconds\": %.6f, \"answer_seconds\": %.6f",
+         (unsigned long)load.answered, now() - began, cpu_seconds() - cpu, load.last_answer - load.first_answer);
+  if (load.mode == OPEN && load.answered > 0) print_latencies(load.due, load.sent, load.answered);
   puts("}");
 }

@@ -6,11 +6,20 @@ import subprocess
 import time
 import urllib.request
 from pathlib import Path
+from typing import NamedTuple
 
-from .programs import MODEL, ONNX_RUNTIME, RIVALS, ROOT, Programs, fail, rivals_python, runtime_environment
+from .programs import MODEL, RIVALS, ROOT, Programs, fail, rivals_python, runtime_environment
 
 PREFETCH = 256  # The default of inferq.
 STOP_SECONDS = 60
+
+
+class Runs(NamedTuple):
+    """What a worker has run: so many rows, in so many runs, in so much time of its engines."""
+
+    rows: float
+    runs: float
+    seconds: float
 
 
 class Contestant:
@@ -18,15 +27,17 @@ class Contestant:
 
     kind = "inferq"  # Whose messages it speaks; see floor/jobs.h.
 
-    def __init__(self, queue: str):
-        self.queue = queue
+    answers: Path | None = None  # Other right answers than those of `dense`.
+
+    def __init__(self, *queues: str):
+        self.queues = queues
 
     def start(self, command: list, variables: dict | None = None, **pipes):
         environment = runtime_environment() | (variables or {})
         self.process = subprocess.Popen(command, env=environment, **pipes)
 
-    def batches(self) -> tuple[float, float] | None:
-        """Rows and runs so far, where the contestant counts them."""
+    def runs(self) -> Runs | None:
+        """What it has run so far, where the contestant counts that."""
         return None
 
     def stop(self) -> dict:
@@ -55,13 +66,21 @@ class Echo(Contestant):
 
 
 class Inferq(Contestant):
-    def __init__(self, programs: Programs, uri: str, prefix: str, settings: dict | None = None):
-        super().__init__(f"{prefix}.dense")
+    def __init__(
+        self,
+        programs: Programs,
+        uri: str,
+        prefix: str,
+        settings: dict | None = None,
+        models: tuple[str, ...] = ("dense",),
+        repository: Path = ROOT / "models",
+    ):
+        super().__init__(*(f"{prefix}.{model}" for model in models))
         variables = {
             "INFERQ_BROKER__URI": uri,
             "INFERQ_TOPOLOGY__PREFIX": prefix,
-            "INFERQ_MODELS__REPOSITORY": str(ROOT / "models"),
-            "INFERQ_MODELS__LOAD": "dense",
+            "INFERQ_MODELS__REPOSITORY": str(repository),
+            "INFERQ_MODELS__LOAD": ",".join(models),
             "INFERQ_TELEMETRY__LISTEN": "127.0.0.1:0",
             "INFERQ_TELEMETRY__LOG_FORMAT": "json",
         }
@@ -88,12 +107,14 @@ class Inferq(Contestant):
                 return fields["listen"]
         fail("inferq did not become ready:\n" + "".join(said))
 
-    def batches(self) -> tuple[float, float] | None:
+    def runs(self) -> Runs:
         text = urllib.request.urlopen(self.metrics_url).read().decode()
-        samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-        return tuple(
-            sum(float(value) for name, value in samples.items() if name.startswith(f"inferq_batch_rows_{what}"))
-            for what in ("sum", "count")
+        samples = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
+        return Runs(
+            *(
+                sum(float(value) for name, value in samples if name.startswith(f"inferq_{what}"))
+                for what in ("batch_rows_sum", "batch_rows_count", "infer_duration_seconds_sum")
+            )
         )
 
     def stop(self) -> dict:
@@ -167,21 +188,21 @@ class Dramatiq(Rival):
         super().__init__(uri, queue, ["-m", "dramatiq", "dramatiq_worker", *sizes], parity)
 
 
-def contestants(programs: Programs, uri: str, also: dict[str, dict]) -> dict:
-    """By name, what starts each of them on a queue."""
+def contestants(programs: Programs, broker, also: dict[str, dict]) -> dict:
+    """By name, what starts each of them on a queue of the broker that then runs."""
     known = {
-        "echo": lambda queue: Echo(programs, uri, queue),
-        "inferq": lambda queue: Inferq(programs, uri, queue),
-        "plain-lapin": lambda queue: PlainLapin(programs, uri, queue),
-        "aio-pika": lambda queue: AioPika(uri, queue),
+        "echo": lambda queue: Echo(programs, broker.uri, queue),
+        "inferq": lambda queue: Inferq(programs, broker.uri, queue),
+        "plain-lapin": lambda queue: PlainLapin(programs, broker.uri, queue),
+        "aio-pika": lambda queue: AioPika(broker.uri, queue),
     }
     for pool in ("prefork", "threads", "solo"):
-        known[f"celery-{pool}"] = lambda queue, pool=pool: Celery(uri, queue, pool, parity=False)
-        known[f"celery-{pool}-parity"] = lambda queue, pool=pool: Celery(uri, queue, pool, parity=True)
-    known["dramatiq"] = lambda queue: Dramatiq(uri, queue, parity=False)
-    known["dramatiq-parity"] = lambda queue: Dramatiq(uri, queue, parity=True)
+        known[f"celery-{pool}"] = lambda queue, pool=pool: Celery(broker.uri, queue, pool, parity=False)
+        known[f"celery-{pool}-parity"] = lambda queue, pool=pool: Celery(broker.uri, queue, pool, parity=True)
+    known["dramatiq"] = lambda queue: Dramatiq(broker.uri, queue, parity=False)
+    known["dramatiq-parity"] = lambda queue: Dramatiq(broker.uri, queue, parity=True)
     for name, settings in also.items():
-        known[name] = lambda queue, settings=settings: Inferq(programs, uri, queue, settings)
+        known[name] = lambda queue, settings=settings: Inferq(programs, broker.uri, queue, settings)
     return known
 
 

@@ -18,8 +18,20 @@ REQUIREMENTS = BENCHES / "requirements.txt"
 PYTHON = ROOT / ".deps/bench-python"
 
 
+class Failed(Exception):
+    """What went wrong, in one sentence; its measurement has no figures."""
+
+
 def fail(sentence: str):
-    sys.exit(f"bench: {sentence}")
+    raise Failed(sentence)
+
+
+def run(main):
+    """Ends the process with what `main` returns, or with what went wrong."""
+    try:
+        sys.exit(main())
+    except Failed as failure:
+        sys.exit(f"bench: {failure}")
 
 
 class Programs:
@@ -29,13 +41,13 @@ class Programs:
         self.echo_worker, self.load = build_c("echo_worker"), build_c("load", "-lm")
         rust = build_rust(profile)
         self.inferq, self.ort_alone, self.plain_lapin = rust["inferq"], rust["ort_alone"], rust["plain_lapin"]
-        self.answers = self.compute_answers()
+        self.answers = self.answers_of(MODEL)
 
-    def compute_answers(self) -> Path:
+    def answers_of(self, model: Path) -> Path:
         """What each of the load's rows must be answered with, by ONNX Runtime alone."""
-        rows, answers = TARGET / "floor/rows.f32", TARGET / "floor/answers.f32"
+        rows, answers = TARGET / "floor/rows.f32", TARGET / f"floor/{model.parent.parent.name}.f32"
         subprocess.run([self.load, "rows", rows], check=True)
-        subprocess.run([self.ort_alone, MODEL, "answers", rows, answers], env=runtime_environment(), check=True)
+        subprocess.run([self.ort_alone, model, "answers", rows, answers], env=runtime_environment(), check=True)
         return answers
 
 

@@ -1,9 +1,11 @@
 """What was measured, for people as tables and for programs as JSON."""
 
+import json
 import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -44,6 +46,32 @@ def server_version() -> str:
     return installed("rabbitmq-server")
 
 
+def write_json(path: Path, content: dict):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def failures(turns: list[dict]) -> int:
+    """Says once more at the end what has failed; returns the exit code."""
+    failed = [sentence for turn in turns for sentence in turn["failed"]]
+    print("".join(f"\n{sentence}" for sentence in failed), end="\n" * bool(failed), file=sys.stderr)
+    return 1 if failed else 0
+
+
+def about_lines(about: dict, turns: list[dict]) -> list[str]:
+    load = spread([turn["load average"] for turn in turns], ".1f")
+    return [*(f"{what}: {value}" for what, value in about.items()), f"load average while measuring: {load}"]
+
+
+def introduction(title: str, program: str) -> str:
+    return f"# {title}\n\nWritten by `{program}`; `../README.md` says how to read it. Each cell: median (least to most).\n\n"
+
+
+def plot_subtitle(about: dict) -> str:
+    commit = about["inferq"].partition("commit ")[2].partition(",")[0]
+    return f"commit {commit}, {about['date'][:10]}, {about['machine'].partition(', ')[0]}"
+
+
 def describe(number: int, name: str, result: dict) -> str:
     return f"turn {number + 1}, {name}: " + ", ".join(f"{what} {value:.6g}" for what, value in result.items())
 
@@ -61,9 +89,10 @@ class Report:
         """Every figure and ratio with its least, median and most."""
         figures = {
             f"{name}: {figure}": self.values(name, figure)
-            for name in self.turns[0]
-            if isinstance(self.turns[0][name], dict)
-            for figure in self.turns[0][name]
+            for turn in self.turns
+            for name in turn
+            if isinstance(turn[name], dict)
+            for figure in turn[name]
         }
         figures |= {what: values for what, _, values, _ in self.goal_rows()}
         return {
@@ -89,6 +118,13 @@ class Report:
     def floor(self, turn: dict) -> float:
         return turn["echo"]["cpu_us"] + turn["ONNX Runtime"]["cpu_us_per_row"]
 
+    def many_rows_floor(self, turn: dict) -> float:
+        return turn["echo, 256-row jobs"]["cpu_us_per_row"] + turn["ONNX Runtime"]["cpu_us_per_row"]
+
+    def many_rows_ceiling(self, turn: dict) -> float:
+        """One thread runs no more rows than that, and the broker beside it moves no more of these jobs."""
+        return min(turn[name]["rows_per_second"] for name in ("ONNX Runtime", "echo, 256-row jobs"))
+
     def cpu_to_floor(self, name: str) -> list[float]:
         return self.each(lambda turn: turn[name]["cpu_us"] / self.floor(turn))
 
@@ -111,6 +147,18 @@ class Report:
                 "256-row jobs: rows/s / ONNX Runtime alone",
                 ">= 0.9",
                 self.ratio(("inferq, 256-row jobs", "rows_per_second"), ("ONNX Runtime", "rows_per_second")),
+                ".2f",
+            ),
+            (
+                "256-row jobs: rows/s / the lesser of ONNX Runtime alone and echo",
+                "",
+                self.each(lambda turn: turn["inferq, 256-row jobs"]["rows_per_second"] / self.many_rows_ceiling(turn)),
+                ".2f",
+            ),
+            (
+                "256-row jobs: CPU a row / (echo + ONNX Runtime)",
+                "",
+                self.each(lambda turn: turn["inferq, 256-row jobs"]["cpu_us_per_row"] / self.many_rows_floor(turn)),
                 ".2f",
             ),
             (

@@ -13,6 +13,7 @@ use lapin::{AsyncTcpStream, Connection, ConnectionProperties, ErrorKind};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::stream::{self, Screened};
 use super::tls::{self, Problem};
 use super::{BrokerError, is_refusal};
 use crate::config::BrokerConfig;
@@ -62,16 +63,15 @@ impl Attempt<'_> {
             .with_connection_name(name.into())
             .with_client_property("product".into(), "inferq".into())
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
-        let runtime = lapin::runtime::default_runtime()?;
         let who = who(&uri);
         let vhost = uri.vhost.clone();
         // The client asks once, since its own retries are off.
-        let stream = Mutex::new(Some(stream));
+        let stream = Mutex::new(Some(AsyncTcpStream::Plain(Screened::new(stream))));
         let hand_over = async move |_, _| {
             let stream = stream.lock().ok().and_then(|mut stream| stream.take());
             stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected).into())
         };
-        let connected = Connection::connector(uri, runtime, hand_over, properties).await;
+        let connected = Connection::connector(uri, stream::runtime(), hand_over, properties).await;
         let connection = connected.map_err(|error| match error.kind() {
             ErrorKind::ProtocolError(said) if is_refusal(said.kind()) => BrokerError::Refused {
                 address: self.address.clone(),

@@ -4,6 +4,8 @@ pub mod backoff;
 pub mod compare;
 pub mod connection;
 pub mod link;
+pub mod screen;
+pub mod stream;
 pub mod tls;
 pub mod topology;
 pub mod values;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::worker::hardware::Hardware;
 use crate::worker::isolate;
 use crate::worker::onnx::{OnnxEngine, Runtime, SharedWeights};
 
@@ -12,6 +13,8 @@ use crate::worker::onnx::{OnnxEngine, Runtime, SharedWeights};
 pub struct EngineArgs {
     /// The model's file
     model: PathBuf,
+    #[command(flatten)]
+    hardware: Hardware,
 }
 
 /// Serves the worker at the other ends of standard input and output until it has no more jobs.
@@ -20,6 +23,7 @@ pub struct EngineArgs {
 /// The model cannot be loaded, or the worker is gone.
 pub fn run(args: &EngineArgs, out: &mut impl Write) -> anyhow::Result<()> {
     let runtime = Runtime::load()?;
-    let engine = OnnxEngine::load(&runtime, &args.model, &SharedWeights::new(&runtime))?;
+    let weights = SharedWeights::new(&runtime);
+    let engine = OnnxEngine::load(&runtime, &args.model, &weights, &args.hardware)?;
     Ok(isolate::serve(engine, out)?)
 }

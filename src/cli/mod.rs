@@ -21,6 +21,8 @@ use self::predict::PredictArgs;
 use self::topology::TopologyArgs;
 use crate::config::{Config, ConfigError, Loaded};
 use crate::model::repository::VersionFiles;
+use crate::model::settings::Settings;
+use crate::worker::hardware::Hardware;
 use crate::worker::onnx::{OnnxEngine, Runtime, SharedWeights};
 
 /// Runs ONNX models behind RabbitMQ queues.
@@ -108,7 +110,9 @@ impl Cli {
             Command::Models(args) => {
                 let config = self.settings.load()?.config;
                 let mut runtime = None;
-                let mut load = |files: &VersionFiles| load_to_look_at(&mut runtime, files);
+                let mut load = |settings: &Settings, files: &VersionFiles| {
+                    load_to_look_at(&mut runtime, &Hardware::of(&config.worker, settings), files)
+                };
                 Ok(models::run(
                     &args.command,
                     &config.models.repository,
@@ -125,12 +129,16 @@ impl Cli {
 }
 
 /// Loads a model for `inferq models`; ONNX Runtime is loaded with the first one.
-fn load_to_look_at(runtime: &mut Option<Runtime>, files: &VersionFiles) -> anyhow::Result<models::Loaded> {
+fn load_to_look_at(
+    runtime: &mut Option<Runtime>,
+    hardware: &Hardware,
+    files: &VersionFiles,
+) -> anyhow::Result<models::Loaded> {
     let runtime = match runtime {
         Some(runtime) => runtime,
         None => runtime.insert(Runtime::load()?),
     };
-    let engine = OnnxEngine::load(runtime, &files.onnx, &SharedWeights::new(runtime))?;
+    let engine = OnnxEngine::load(runtime, &files.onnx, &SharedWeights::new(runtime), hardware)?;
     Ok(models::Loaded {
         unserved: engine.unserved().to_vec(),
         engine: Box::new(engine),

@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::model::batching::Batching;
 use crate::model::proof::ProofError;
 use crate::model::repository::{ModelFiles, RepositoryError, VersionFiles, scan};
+use crate::model::settings::Settings;
 use crate::worker::infer::Engine;
 
 /// Arguments of `inferq models`.
@@ -62,8 +63,8 @@ pub struct Loaded {
     pub unserved: Vec<String>,
 }
 
-/// Loads one version of a model.
-pub type Load<'a> = dyn FnMut(&VersionFiles) -> anyhow::Result<Loaded> + 'a;
+/// Loads one version of a model, which has these settings.
+pub type Load<'a> = dyn FnMut(&Settings, &VersionFiles) -> anyhow::Result<Loaded> + 'a;
 
 /// Runs one of the commands on the repository at `root`, and writes its answer to `out`.
 /// # Errors
@@ -193,7 +194,7 @@ mod tests {
         format!(r#"{{"inputs": [{x}], "outputs": [{y}]}}"#)
     }
 
-    fn sums(_: &VersionFiles) -> anyhow::Result<Loaded> {
+    fn sums(_: &Settings, _: &VersionFiles) -> anyhow::Result<Loaded> {
         Ok(Loaded {
             engine: Box::new(TestEngine::sums()),
             unserved: vec!["probabilities: a sequence of maps".to_owned()],
@@ -344,7 +345,8 @@ mod tests {
 
     #[test]
     fn check_shows_the_whole_cause_of_a_model_that_cannot_be_loaded() {
-        let mut refuse = |_: &VersionFiles| Err(anyhow::anyhow!("opset 99 is unknown").context("cannot load it"));
+        let mut refuse =
+            |_: &Settings, _: &VersionFiles| Err(anyhow::anyhow!("opset 99 is unknown").context("cannot load it"));
         let mut out = Vec::new();
 
         let result = run(&check(&["other"], false), repository().path(), &mut refuse, &mut out);

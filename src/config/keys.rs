@@ -10,8 +10,8 @@ use ::config::ValueKind;
 
 use super::read::Reader;
 use super::rule::{
-    Count, DeviceRule, LogFilter, Milliseconds, ModelNames, OneOf, OptionalAddress, OptionalPath, RequiredPath, Rule,
-    TopologyPrefix, Uri, WholeNumber, WholeSeconds, WorkerName,
+    Count, DeviceRule, LogFilter, Milliseconds, ModelNames, OneOf, OptionalAddress, OptionalCount, OptionalPath,
+    RequiredPath, Rule, TopologyPrefix, Uri, WholeNumber, WholeSeconds, WorkerName, YesOrNo,
 };
 use super::uri::BrokerUri;
 use super::values::{Device, LogFormat, QueueType, TopologyMode, Unroutable};
@@ -68,6 +68,7 @@ pub fn keys() -> impl Iterator<Item = &'static Key> {
 pub(super) fn toml_of(value: &ValueKind) -> toml::Value {
     match value {
         ValueKind::I64(number) => (*number).into(),
+        ValueKind::Boolean(answer) => (*answer).into(),
         ValueKind::Array(entries) => entries
             .iter()
             .map(|entry| toml_of(&entry.kind))
@@ -211,16 +212,25 @@ settings! {
 
     /// This process.
     worker: WorkerConfig {
-        /// Inference threads for each model.
-        instances: NonZeroUsize, "instances" = 1, Count(1..=1_024),
-            "One thread keeps up with what one queue delivers of a small model; big models and machines want more.";
+        /// Inference threads for each model; 0: one on the CPU, two on a GPU.
+        instances: Option<NonZeroUsize>, "instances" = 0, OptionalCount(1_024),
+            "One thread keeps up with what one queue delivers of a small model; on a GPU one batch is copied while another computes.";
         /// Runs that go on at the same time, over all models; 0: as many as the process has cores. Models that wait for each other
         /// share the time, not the turns.
         threads: usize, "threads" = 0, WholeNumber(0..=1_024_usize),
             "More runs than cores only take the cores from each other, and from the broker's connections.";
-        /// Where models run.
+        /// Where models run. A GPU that cannot be used keeps the worker from starting.
         device: Device, "device" = "cpu", DeviceRule,
             "Every machine has one.";
+        /// Bytes that one inference thread may take on a GPU for weights and tensors; 0: all that is free.
+        cuda_memory: Option<NonZeroUsize>, "cuda_memory_bytes" = 0, OptionalCount(1_099_511_627_776),
+            "A worker alone on a GPU may have all of it; what several share has to be divided by somebody who knows them.";
+        /// Whether a GPU may compute FP32 with the shorter numbers of its tensor cores (TF32).
+        cuda_tf32: bool, "cuda_tf32" = false, YesOrNo,
+            "It is several times faster, and changes results by about a thousandth.";
+        /// Whether nodes of a model may run on the CPU where `device` is a GPU.
+        cpu_fallback: bool, "cpu_fallback" = false, YesOrNo,
+            "Whoever asks for a GPU should not get a slow worker in silence.";
         /// How long a stopping worker may take to finish the jobs in its hands; the rest goes back to the queue.
         drain_timeout: Duration, "drain_timeout_ms" = 25_000, Milliseconds(0..=3_600_000),
             "Long against any usual run, and below the grace period of Kubernetes, 30 s unless set.";

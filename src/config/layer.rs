@@ -134,6 +134,7 @@ impl Layer {
         let text = text.trim();
         let kind = match (key.default)() {
             ValueKind::I64(_) => text.parse().map_or_else(|_| ValueKind::from(text), ValueKind::I64),
+            ValueKind::Boolean(_) => text.parse().map_or_else(|_| ValueKind::from(text), ValueKind::Boolean),
             ValueKind::Array(_) => {
                 let entries = text.split(',').map(str::trim);
                 ValueKind::from(entries.filter(|entry| !entry.is_empty()).collect::<Vec<_>>())

@@ -68,6 +68,39 @@ impl Rule for Count {
     }
 }
 
+/// How many of something, where 0 says that none is given.
+pub(super) struct OptionalCount(pub usize);
+
+impl Rule for OptionalCount {
+    type Checked = Option<NonZeroUsize>;
+
+    fn allowed(&self) -> String {
+        WholeNumber(0..=self.0).allowed()
+    }
+
+    fn check(&self, given: &ValueKind) -> Result<Option<NonZeroUsize>, Refusal> {
+        WholeNumber(0..=self.0).check(given).map(NonZeroUsize::new)
+    }
+}
+
+/// Whether something is to be.
+pub(super) struct YesOrNo;
+
+impl Rule for YesOrNo {
+    type Checked = bool;
+
+    fn allowed(&self) -> String {
+        "true or false".to_owned()
+    }
+
+    fn check(&self, given: &ValueKind) -> Result<bool, Refusal> {
+        match given {
+            ValueKind::Boolean(answer) => Ok(*answer),
+            _ => Err(Refusal::Value),
+        }
+    }
+}
+
 /// A time in milliseconds.
 pub(super) struct Milliseconds(pub RangeInclusive<u64>);
 

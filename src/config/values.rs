@@ -89,7 +89,7 @@ choice! {
 pub enum Device {
     Cpu,
     /// The CUDA device of this number.
-    Cuda(u32),
+    Cuda(u16),
 }
 
 impl fmt::Display for Device {
@@ -109,11 +109,49 @@ impl FromStr for Device {
             return Ok(Self::Cpu);
         }
         let index = text.strip_prefix("cuda:").ok_or(UnknownDevice)?;
-        index.parse().map(Self::Cuda).map_err(|_| UnknownDevice)
+        let device = index.parse().map(Self::Cuda).map_err(|_| UnknownDevice)?;
+        // One device has one spelling, in metrics as here: `cuda:+1` and `cuda:01` would be further ones.
+        if device.to_string() == text {
+            Ok(device)
+        } else {
+            Err(UnknownDevice)
+        }
     }
+}
+
+impl Device {
+    /// What a key that names a device takes, in words.
+    pub const ALLOWED: &'static str = "\"cpu\", or \"cuda:N\" for the NVIDIA GPU of that number, such as \"cuda:0\"";
 }
 
 /// The text names no device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("is not a device; allowed are cpu and cuda:N")]
 pub struct UnknownDevice;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_has_one_spelling() {
+        for text in ["cpu", "cuda:0", "cuda:65535"] {
+            let device: Device = text.parse().unwrap();
+            assert_eq!(device.to_string(), text);
+        }
+        for text in [
+            "",
+            "CPU",
+            "gpu",
+            "cuda",
+            "cuda:",
+            "cuda:-1",
+            "cuda:+1",
+            "cuda:01",
+            "cuda:65536",
+            "cuda:0 ",
+        ] {
+            assert_eq!(text.parse::<Device>(), Err(UnknownDevice), "{text}");
+        }
+    }
+}

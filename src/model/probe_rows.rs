@@ -29,11 +29,11 @@ pub(super) struct ProbeRows {
 
 /// What the signature leaves open about made-up rows.
 #[derive(Debug, Clone, Copy)]
-struct Form {
+pub(super) struct Form {
     /// For every dynamic axis but the first.
-    size: usize,
+    pub(super) size: usize,
     /// Times the values; at most 60, so that the largest fits an `INT8`.
-    scale: u8,
+    pub(super) scale: u8,
 }
 
 struct InputRows {
@@ -72,7 +72,7 @@ impl ProbeRows {
     }
 
     /// Made-up rows; `None` if they would take too much memory.
-    fn generated(signature: &Signature, form: Form) -> Option<Self> {
+    pub(super) fn generated(signature: &Signature, form: Form) -> Option<Self> {
         let inputs = signature.inputs.iter().enumerate();
         let inputs = inputs.map(|(input, spec)| InputRows::generated(input, spec, form));
         Some(Self {
@@ -83,6 +83,27 @@ impl ProbeRows {
     /// One row, as the inputs of a run.
     pub(super) fn single(&self, row: usize) -> Vec<Input<'_>> {
         self.inputs.iter().map(|input| input.run(row..=row)).collect()
+    }
+
+    /// The first row, as often as it takes to fill an axis of fixed size; `None` if that takes too much memory.
+    pub(super) fn filling<'a>(&'a self, signature: &Signature) -> Option<Vec<Input<'a>>> {
+        let inputs = self.inputs.iter().zip(&signature.inputs);
+        inputs
+            .map(|(input, spec)| {
+                let rows = match spec.shape.first() {
+                    Some(Dim::Fixed(size)) => *size,
+                    Some(Dim::Dynamic(_)) | None => 1,
+                };
+                let row = input.rows[0].as_slice();
+                let fits = rows.saturating_mul(row.len().max(1)) <= FILLING_BYTES_MAX;
+                let mut shape: Vec<usize> = spec.shape.first().map(|_| rows).into_iter().collect();
+                shape.extend(&input.shape);
+                fits.then(|| Input {
+                    shape,
+                    parts: vec![row; rows],
+                })
+            })
+            .collect()
     }
 
     /// All rows, as the inputs of one run.
@@ -181,3 +202,5 @@ pub(super) const SCALES: [u8; 3] = [1, 10, 50];
 pub(super) const ROWS: usize = 3;
 /// A dynamic image of 1024 x 1024 in three colours still fits; three such rows are some 50 MB.
 const ROW_ELEMENTS_MAX: usize = 1 << 22;
+/// Eight such rows of FP64.
+const FILLING_BYTES_MAX: usize = ROW_ELEMENTS_MAX * 64;

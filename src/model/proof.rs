@@ -1,7 +1,10 @@
 //! What a loaded model must show before it takes jobs.
 
+use tracing::debug;
+
 use super::batching::{self, Batching, BatchingError};
 use super::golden::{self, Golden, GoldenError, GoldenReport};
+use super::probe_rows::{Form, ProbeRows};
 use super::repository::VersionFiles;
 use super::settings::Settings;
 use crate::worker::infer::Engine;
@@ -35,6 +38,19 @@ pub fn prove(engine: &mut dyn Engine, files: &VersionFiles, settings: &Settings)
     })
 }
 
+/// Runs one made-up row, for what is seen while a model runs. Whether it succeeds says nothing of the model.
+pub fn run_a_row(engine: &mut dyn Engine) {
+    let signature = engine.signature().clone();
+    let Some(rows) = ProbeRows::generated(&signature, Form { size: 1, scale: 1 }) else {
+        return;
+    };
+    if let Some(inputs) = rows.filling(&signature)
+        && let Err(error) = engine.run(&inputs)
+    {
+        debug!("a made-up row failed: {error}");
+    }
+}
+
 /// Why a model may not take jobs.
 #[derive(Debug, thiserror::Error)]
 pub enum ProofError {
@@ -46,8 +62,11 @@ pub enum ProofError {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use super::*;
-    use crate::model::test_engine::TestEngine;
+    use crate::model::test_engine::{TestEngine, spec};
+    use crate::wire::tensor::Datatype;
 
     fn files(golden: Option<&str>) -> (tempfile::TempDir, VersionFiles) {
         let folder = tempfile::tempdir().unwrap();
@@ -84,6 +103,30 @@ mod tests {
         let error = prove(&mut TestEngine::sums(), &files, &Settings::default()).unwrap_err();
 
         assert!(matches!(error, ProofError::Golden(GoldenError::Deviates { .. })));
+    }
+
+    #[test]
+    fn a_model_that_nothing_was_tried_with_can_still_be_seen_running() {
+        let shapes = Arc::new(Mutex::new(Vec::new()));
+        let seen = shapes.clone();
+        let inputs = vec![
+            spec("rows", Datatype::Fp32, &["batch", "3"]),
+            spec("pair", Datatype::Int64, &["2", "length"]),
+            spec("scalar", Datatype::Fp32, &[]),
+        ];
+        let mut engine = TestEngine::new(inputs, Vec::new(), move |inputs| {
+            seen.lock()
+                .unwrap()
+                .extend(inputs.iter().map(|input| (input.shape.clone(), input.data.len())));
+            Ok(Vec::new())
+        });
+
+        run_a_row(&mut engine);
+
+        assert_eq!(
+            *shapes.lock().unwrap(),
+            [(vec![1, 3], 12), (vec![2, 1], 16), (vec![], 4)]
+        );
     }
 
     #[test]

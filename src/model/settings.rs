@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use super::digest::Digest;
+use crate::config::Device;
 
 /// The contents of one `model.toml`, checked. `Settings::default()` is a model without that file.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -25,12 +26,6 @@ pub struct Settings {
     pub versions: Option<Vec<u64>>,
     /// Stated digests of `model.onnx`, by version.
     pub digests: BTreeMap<u64, Digest>,
-}
-
-/// Where a model runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Device {
-    Cpu,
 }
 
 impl Settings {
@@ -87,10 +82,8 @@ fn count(key: &str, value: Value, max: usize) -> Result<NonZeroUsize, SettingsFa
 }
 
 fn device(key: &str, value: &Value) -> Result<Device, SettingsFault> {
-    match value.as_str() {
-        Some("cpu") => Ok(Device::Cpu),
-        _ => Err(not_allowed(key, value.to_string(), "\"cpu\"")),
-    }
+    let named = value.as_str().and_then(|text| text.parse().ok());
+    named.ok_or_else(|| not_allowed(key, value.to_string(), Device::ALLOWED))
 }
 
 fn versions(key: &str, value: Value) -> Result<Vec<u64>, SettingsFault> {
@@ -189,7 +182,7 @@ mod tests {
             rows_max = 64
             instances = 2
             batching = false
-            device = "cpu"
+            device = "cuda:1"
             labels = ["cat", "dog"]
             versions = [3, 1]
             [digests]
@@ -203,7 +196,7 @@ mod tests {
             rows_max: NonZeroUsize::new(64),
             instances: NonZeroUsize::new(2),
             batching: Some(false),
-            device: Some(Device::Cpu),
+            device: Some(Device::Cuda(1)),
             labels: vec!["cat".into(), "dog".into()],
             versions: Some(vec![1, 3]),
             digests: BTreeMap::from([(1, digest.parse().unwrap())]),
@@ -238,7 +231,7 @@ mod tests {
             "rows_max: is 0, allowed is a whole number from 1 to 1048576",
             "instances: is -1, allowed is a whole number from 1 to 1024",
             "batching: is \"yes\", allowed is true or false",
-            "device: is \"tpu\", allowed is \"cpu\"",
+            "device: is \"tpu\", allowed is \"cpu\", or \"cuda:N\" for the NVIDIA GPU",
             "labels: is [1], allowed is a list of strings",
             "versions: is [1, 1], allowed is a list of one or more whole numbers",
             "batch_size: unknown key, allowed are rows_max, instances",

@@ -29,6 +29,7 @@ pub struct Metrics {
     isolated: IntCounterVec,
     stopped: IntCounterVec,
     batch_rows: HistogramVec,
+    rows_limit: IntGaugeVec,
     wait_seconds: HistogramVec,
     infer_seconds: HistogramVec,
     seconds_per_row: GaugeVec,
@@ -36,6 +37,7 @@ pub struct Metrics {
     connection_up: IntGaugeVec,
     connects: IntCounterVec,
     connect_failures: IntCounterVec,
+    model_device: IntGaugeVec,
     pub ready: IntGauge,
     pub reply: ReplyMetrics,
     pub receipts: ReceiptMetrics,
@@ -107,6 +109,8 @@ pub struct LaneMetrics {
     /// Runs that took too long.
     pub stopped: IntCounter,
     batch_rows: Histogram,
+    /// Rows that a run may have at the moment.
+    pub rows_limit: IntGauge,
     wait_seconds: Histogram,
     infer_seconds: Histogram,
     seconds_per_row: Gauge,
@@ -211,6 +215,11 @@ impl Metrics {
             )?,
             stopped: add.counters("inferq_runs_stopped_total", "Runs ended since they took too long", LANE)?,
             batch_rows: add.histograms("inferq_batch_rows", "Rows of a batch", LANE, powers_of_two())?,
+            rows_limit: add.gauges(
+                "inferq_batch_rows_limit",
+                "Rows that a run may have now: fewer after a lack of memory; the engine that ran last tells its own",
+                LANE,
+            )?,
             wait_seconds: add.histograms(
                 "inferq_batch_wait_seconds",
                 "From the delivery of a job to the run of its batch",
@@ -235,6 +244,11 @@ impl Metrics {
             )?,
             connects: add.counters("inferq_connects_total", "Connections made to the broker", ROLE)?,
             connect_failures: add.counters("inferq_connect_failures_total", "Connections that failed", ROLE)?,
+            model_device: add.gauges(
+                "inferq_model_device",
+                "1 for the device that a model was asked to run on and a provider that did run its nodes",
+                &["model", "version", "device", "provider"],
+            )?,
             ready: add.gauge("inferq_ready", "Whether /readyz says ready")?,
             reply: replies(&add)?,
             receipts: receipts(&add)?,
@@ -281,11 +295,18 @@ impl Metrics {
             isolated: self.isolated.with_label_values(labels),
             stopped: self.stopped.with_label_values(labels),
             batch_rows: self.batch_rows.with_label_values(labels),
+            rows_limit: self.rows_limit.with_label_values(labels),
             wait_seconds: self.wait_seconds.with_label_values(labels),
             infer_seconds: self.infer_seconds.with_label_values(labels),
             seconds_per_row: self.seconds_per_row.with_label_values(labels),
             seconds_per_run: self.seconds_per_run.with_label_values(labels),
         }
+    }
+
+    /// Nodes of a model, meant for `device`, were seen running on one of ONNX Runtime's execution providers.
+    pub fn runs_on(&self, model: &str, version: &str, device: &str, provider: &str) {
+        let labels = &[model, version, device, provider];
+        self.model_device.with_label_values(labels).set(1);
     }
 
     pub fn link(&self, role: Role) -> LinkMetrics {

@@ -12,7 +12,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::BasicReturnMessage;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
+use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::{Channel, Confirmation, Connection, ErrorKind, PublisherConfirm};
 use tokio::time::Instant;
 use tracing::error;
@@ -36,6 +36,8 @@ pub struct Flight {
     unconfirmed: Unconfirmed,
     /// When the broker was last seen to block the connection: it confirmed nothing because of that.
     blocked: Option<Instant>,
+    /// Whether what was sent last is to have no company.
+    alone: bool,
 }
 
 /// What became of some messages.
@@ -59,6 +61,8 @@ pub enum Lost {
 pub struct Gone {
     pub failure: Failure,
     pub reason: String,
+    /// Whether the broker closed the connection over something that was sent on it.
+    pub over_us: bool,
 }
 
 impl From<lapin::Error> for Lost {
@@ -77,6 +81,7 @@ impl From<lapin::Error> for Gone {
         Self {
             failure: broker::failure_of(&error),
             reason: error.to_string(),
+            over_us: matches!(error.kind(), ErrorKind::ProtocolError(said) if is_over_us(said.kind())),
         }
     }
 }
@@ -86,6 +91,7 @@ impl From<String> for Gone {
         Self {
             failure: Failure::Outage,
             reason,
+            over_us: false,
         }
     }
 }
@@ -94,6 +100,11 @@ impl From<String> for Lost {
     fn from(reason: String) -> Self {
         Self::Gone(reason.into())
     }
+}
+
+/// An operator, or a broker that stops, closes it over nothing.
+fn is_over_us(kind: &AMQPErrorKind) -> bool {
+    matches!(kind, AMQPErrorKind::Hard(hard) if *hard != AMQPHardError::CONNECTIONFORCED)
 }
 
 /// A permission, in contrast, is missing for every message.
@@ -141,7 +152,13 @@ impl Flight {
             confirms: FuturesUnordered::new(),
             unconfirmed: Unconfirmed::default(),
             blocked: None,
+            alone: false,
         }
+    }
+
+    /// Whether something is under way that nothing should be beside.
+    pub fn carries_one_alone(&self) -> bool {
+        self.alone && !self.is_empty()
     }
 
     pub fn len(&self) -> usize {
@@ -160,6 +177,7 @@ impl Flight {
         if due.is_empty() {
             return Ok(());
         }
+        self.alone = due.iter().any(|(parcel, _)| parcel.flies_alone());
         let mut messages = self.hold(due).into_iter();
         let pieces = std::iter::from_fn(|| {
             // Collected first, so that the length is known: a piece that grew would move its futures, a kilobyte each.

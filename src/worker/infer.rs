@@ -15,9 +15,11 @@ use tracing::warn;
 
 use super::batch::{Batch, EngineSlot, Work};
 use super::decode::{Job, Lane};
+use super::hardware::Hardware;
 use super::isolate::{Isolated, Isolation};
 use super::outputs::{self, Run};
 use super::reply::{Answer, Outcome, Timing};
+use super::rows_limit::RowsLimit;
 use super::watch::{Stop, Watched};
 use super::{Fatal, WorkerError};
 use crate::error::JobError;
@@ -89,12 +91,14 @@ pub struct Inference {
     pub lane: Arc<Lane>,
     /// What the runs of this engine take.
     pub fit: Fit,
-    /// The model's file, for a process of its own.
+    /// The model's file and where it runs, for a process of its own.
     pub model: PathBuf,
+    pub hardware: Hardware,
     pub isolation: Option<Isolation>,
     pub isolated: Option<Isolated>,
     pub watched: Watched,
     pub run_max: Duration,
+    pub rows_limit: RowsLimit,
     pub reply_bytes_max: usize,
     pub idle: Sender<EngineSlot>,
     pub answers: Sender<Vec<Answer>>,
@@ -141,6 +145,9 @@ impl Inference {
     /// # Errors
     /// The device is lost; the jobs are dropped unsettled and go back to the broker.
     pub(super) fn execute(&mut self, mut batch: Batch, answers: &mut Vec<Answer>) -> Result<(), String> {
+        if batch.jobs.len() > 1 && self.lane.batching && batch.rows > self.rows_limit.rows() {
+            return self.execute_all(within(batch.jobs, self.rows_limit.rows()), answers);
+        }
         let started = Instant::now();
         match self.run_batch(&batch.jobs) {
             Ok(runs) => {
@@ -152,11 +159,7 @@ impl Inference {
             Err(EngineError::Device(lost)) => Err(lost),
             Err(error) if batch.jobs.len() > 1 => {
                 self.lane.metrics.bisected.inc();
-                for jobs in apart(batch.jobs, &error) {
-                    let rows = jobs.iter().map(|job| job.rows).sum();
-                    self.execute(Batch { jobs, rows }, answers)?;
-                }
-                Ok(())
+                self.execute_all(apart(batch.jobs, &error), answers)
             }
             Err(error) => {
                 let error = match error {
@@ -175,6 +178,14 @@ impl Inference {
         }
     }
 
+    fn execute_all(&mut self, batches: Vec<Vec<Job>>, answers: &mut Vec<Answer>) -> Result<(), String> {
+        for jobs in batches {
+            let rows = jobs.iter().map(|job| job.rows).sum();
+            self.execute(Batch { jobs, rows }, answers)?;
+        }
+        Ok(())
+    }
+
     fn run_batch(&mut self, jobs: &[Job]) -> Result<Vec<Run>, EngineError> {
         let apart = self.runs_apart(jobs) && self.isolate();
         let engine: &mut dyn Engine = match &mut self.isolated {
@@ -184,6 +195,8 @@ impl Inference {
             }
             _ => &mut *self.engine,
         };
+        // What memory another process finds says nothing of ours.
+        let mut other_limit = self.rows_limit.clone();
         let mut guarded = Guarded {
             engine,
             watched: &self.watched,
@@ -191,8 +204,10 @@ impl Inference {
             lane: &self.lane,
             // A process of its own takes longer, and runs what says little of other jobs.
             fit: (!apart).then_some(&mut self.fit),
+            limit: if apart { &mut other_limit } else { &mut self.rows_limit },
         };
         let ran = guarded.run_batch(jobs);
+        self.lane.metrics.rows_limit.set(self.rows_limit.rows() as i64);
         if !apart {
             // The second copy of the model has served.
             self.isolated = None;
@@ -214,13 +229,13 @@ impl Inference {
         if self.isolated.as_ref().is_some_and(Isolated::is_fit) {
             return true;
         }
-        let started =
-            Isolated::start(&isolation.program, &self.model, self.engine.signature()).and_then(|mut process| {
-                self.watched.begin(Instant::now(), process.stopper());
-                let waited = process.wait();
-                self.watched.end();
-                waited.map(|()| process)
-            });
+        let (program, signature) = (&isolation.program, self.engine.signature());
+        let started = Isolated::start(program, &self.model, &self.hardware, signature).and_then(|mut process| {
+            self.watched.begin(Instant::now(), process.stopper());
+            let waited = process.wait();
+            self.watched.end();
+            waited.map(|()| process)
+        });
         match started {
             Ok(process) => self.isolated = Some(process),
             Err(error) => {
@@ -265,6 +280,23 @@ fn apart(mut jobs: Vec<Job>, error: &EngineError) -> Vec<Vec<Job>> {
     vec![jobs, back]
 }
 
+/// The jobs in their order, so many at a time that their rows are within the limit, as far as they can be.
+fn within(jobs: Vec<Job>, rows_max: usize) -> Vec<Vec<Job>> {
+    let mut batches: Vec<Vec<Job>> = Vec::new();
+    let mut rows = 0;
+    for job in jobs {
+        rows += job.rows;
+        match batches.last_mut().filter(|_| rows <= rows_max) {
+            Some(batch) => batch.push(job),
+            None => {
+                rows = job.rows;
+                batches.push(vec![job]);
+            }
+        }
+    }
+    batches
+}
+
 /// An engine whose runs are watched.
 struct Guarded<'a> {
     engine: &'a mut dyn Engine,
@@ -272,18 +304,23 @@ struct Guarded<'a> {
     run_max: Duration,
     lane: &'a Lane,
     fit: Option<&'a mut Fit>,
+    limit: &'a mut RowsLimit,
 }
 
 impl Guarded<'_> {
     /// Runs all rows of the jobs: at once, or a job that is bigger than a batch may be in slices.
     fn run_batch(&mut self, jobs: &[Job]) -> Result<Vec<Run>, EngineError> {
         let rows: usize = jobs.iter().map(|job| job.rows).sum();
-        let mut slice_rows = if self.lane.batching { self.lane.rows_max } else { rows };
+        let mut slice_rows = if self.lane.batching { self.limit.rows() } else { rows };
         loop {
             match self.run_slices(jobs, rows, slice_rows) {
                 // Only a job on its own is worth a smaller slice here; of several, each is first tried alone.
                 Err(EngineError::Memory(_)) if jobs.len() == 1 && self.lane.batching && slice_rows.min(rows) > 1 => {
                     slice_rows = slice_rows.min(rows) / 2;
+                }
+                Err(EngineError::Memory(reason)) if jobs.len() == 1 => {
+                    self.limit.forgive();
+                    return Err(EngineError::Memory(reason));
                 }
                 done => return done,
             }
@@ -317,11 +354,16 @@ impl Guarded<'_> {
                 self.lane.metrics.stopped.inc();
                 return Err(EngineError::Late(self.run_max));
             }
+            Err(EngineError::Memory(reason)) if self.lane.batching => {
+                self.limit.starved(rows.len());
+                return Err(EngineError::Memory(reason));
+            }
             ran => ran?,
         };
         self.measured(rows.len(), began.elapsed());
         let run = Run { rows, outputs };
         run.check(self.lane)?;
+        self.limit.ran();
         Ok(run)
     }
 

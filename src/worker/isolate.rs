@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use super::hardware::Hardware;
 use super::infer::{Engine, EngineError, Input, Output};
 use super::watch::Stop;
 use crate::model::signature::Signature;
@@ -71,9 +72,10 @@ impl Isolated {
     ///
     /// # Errors
     /// There can be no further process.
-    pub fn start(program: &Path, model: &Path, signature: &Signature) -> io::Result<Self> {
+    pub fn start(program: &Path, model: &Path, hardware: &Hardware, signature: &Signature) -> io::Result<Self> {
         let mut child = Command::new(program)
             .arg("engine")
+            .args(hardware.arguments())
             .arg(model)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -327,8 +329,13 @@ mod tests {
             outputs: Vec::new(),
         };
 
-        let missing = Isolated::start(Path::new("/nonexistent/inferq"), Path::new("m"), &signature);
-        let mut other = Isolated::start(Path::new("true"), Path::new("m"), &signature).unwrap();
+        let missing = Isolated::start(
+            Path::new("/nonexistent/inferq"),
+            Path::new("m"),
+            &Hardware::CPU,
+            &signature,
+        );
+        let mut other = Isolated::start(Path::new("true"), Path::new("m"), &Hardware::CPU, &signature).unwrap();
 
         assert!(missing.is_err());
         assert!(other.wait().is_err());

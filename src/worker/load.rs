@@ -6,8 +6,9 @@ use tokio::time::Instant;
 
 use tracing::{info, warn};
 
+use super::hardware::Hardware;
 use super::infer::Engine;
-use super::onnx::{LoadError, OnnxEngine, Runtime, SharedWeights};
+use super::onnx::{LoadError, OnnxEngine, Placement, Runtime, SharedWeights};
 use crate::config::Config;
 use crate::error::chain;
 use crate::model::batching::Batching;
@@ -43,6 +44,9 @@ pub struct LoadedVersion {
     pub fit: Fit,
     /// What the engines were loaded from.
     pub file: PathBuf,
+    pub hardware: Hardware,
+    /// Where its runs took place.
+    pub placement: Placement,
     pub engines: Vec<Box<dyn Engine + Send>>,
 }
 
@@ -57,7 +61,15 @@ pub enum VersionError {
     Proof(#[from] ProofError),
 }
 
-/// Loads one engine and lets it show what it must: digest, golden vectors, whether rows may share a run.
+/// An engine that has shown what it must.
+pub struct Proven {
+    pub engine: OnnxEngine,
+    pub proof: Proof,
+    pub placement: Placement,
+}
+
+/// Loads one engine and lets it show what it must: digest, golden vectors, whether rows may share a run, and that it
+/// runs where it is meant to.
 ///
 /// # Errors
 /// `VersionError` names the file at fault.
@@ -66,11 +78,20 @@ pub fn first_engine(
     model: &ModelFiles,
     files: &VersionFiles,
     weights: &SharedWeights,
-) -> Result<(OnnxEngine, Proof), VersionError> {
+    hardware: &Hardware,
+) -> Result<Proven, VersionError> {
     files.check_digest()?;
-    let mut engine = OnnxEngine::load(runtime, &files.onnx, weights)?;
+    let mut engine = OnnxEngine::load_watched(runtime, &files.onnx, weights, hardware)?;
     let proof = proof::prove(&mut engine, files, &model.settings)?;
-    Ok((engine, proof))
+    if !engine.has_run() {
+        proof::run_a_row(&mut engine);
+    }
+    let placement = engine.placement()?;
+    Ok(Proven {
+        engine,
+        proof,
+        placement,
+    })
 }
 
 /// Loads every version of a model. A model is served whole or not at all: jobs for a version that only this worker
@@ -99,7 +120,12 @@ fn load_version(
 ) -> Result<LoadedVersion, VersionError> {
     let began = Instant::now();
     let weights = SharedWeights::new(runtime);
-    let (mut first, proof) = first_engine(runtime, model, files, &weights)?;
+    let hardware = Hardware::of(&config.worker, &model.settings);
+    let Proven {
+        engine: mut first,
+        proof,
+        placement,
+    } = first_engine(runtime, model, files, &weights, &hardware)?;
     let signature = first.signature().clone();
     if !first.unserved().is_empty() {
         warn!(
@@ -118,15 +144,18 @@ fn load_version(
     let rows_max = model.settings.rows_max.unwrap_or(config.batch.rows_max).get();
     let batching = proof.batching == Batching::Rows;
     let fit = timing::time(&mut first, proof.recorded.as_ref(), batching.then_some(rows_max));
-    let instances = model.settings.instances.unwrap_or(config.worker.instances).get();
+    let instances = model.settings.instances.or(config.worker.instances);
+    let instances = instances.unwrap_or_else(|| hardware.instances()).get();
     let mut engines: Vec<Box<dyn Engine + Send>> = vec![Box::new(first)];
     for _ in 1..instances {
-        engines.push(Box::new(OnnxEngine::load(runtime, &files.onnx, &weights)?));
+        engines.push(Box::new(OnnxEngine::load(runtime, &files.onnx, &weights, &hardware)?));
     }
     info!(
         model.name = model.name,
         model.version = files.version,
         instances,
+        device = %hardware.device,
+        ran_on = %placement,
         load_ms = began.elapsed().as_millis() as u64,
         row_us = fit.capacity().map(|capacity| (capacity.seconds_per_row * 1e6) as u64),
         run_us = fit.capacity().map(|capacity| (capacity.seconds_per_run * 1e6) as u64),
@@ -139,6 +168,8 @@ fn load_version(
         rows_max,
         fit,
         file: files.onnx.clone(),
+        hardware,
+        placement,
         engines,
     })
 }

@@ -130,7 +130,7 @@ fn delivery_mode(envelope: &Envelope) -> u8 {
 ///
 /// # Source
 /// RabbitMQ documentation, "Direct Reply-to".
-fn is_direct(envelope: &Envelope) -> bool {
+pub fn is_direct(envelope: &Envelope) -> bool {
     reply_to(envelope).is_some_and(|queue| queue.as_str().starts_with(DIRECT_REPLY_TO))
 }
 

@@ -10,6 +10,7 @@ pub mod coalesce;
 pub mod consume;
 pub mod decode;
 pub mod flight;
+pub mod hardware;
 pub mod infer;
 pub mod isolate;
 pub mod load;
@@ -19,6 +20,7 @@ pub mod outputs;
 pub mod plan;
 pub mod prefetch;
 pub mod reply;
+pub mod rows_limit;
 pub mod settle;
 pub mod sift;
 #[cfg(test)]
@@ -51,6 +53,7 @@ use self::load::{LoadedModel, LoadedVersion};
 use self::message::Author;
 use self::plan::Plan;
 use self::reply::{Answer, Reply};
+use self::rows_limit::RowsLimit;
 use self::turns::{Seat, Turns};
 use self::watch::{Patience, Watch, Watched};
 use crate::broker::link::{Link, Role, Supervisor};
@@ -338,6 +341,10 @@ impl Shared {
         let mut lanes = BTreeMap::new();
         for loaded in model.versions {
             let version = loaded.version;
+            for provider in loaded.placement.providers() {
+                let device = loaded.hardware.device.to_string();
+                self.metrics.runs_on(&name, &version.to_string(), &device, provider);
+            }
             let lane = Arc::new(Lane {
                 model: name.clone(),
                 version: version.to_string(),
@@ -351,6 +358,7 @@ impl Shared {
             if let Some(capacity) = loaded.fit.capacity() {
                 lane.metrics.measured(capacity);
             }
+            lane.metrics.rows_limit.set(lane.rows_max as i64);
             let (jobs, jobs_receiver) = mpsc::channel(usize::from(self.config.broker.prefetch));
             let (idle, idle_receiver) = mpsc::channel(loaded.engines.len());
             let batcher = Batcher::new(lane.rows_max, lane.batching, lane.capacity.clone());
@@ -395,10 +403,12 @@ impl Shared {
                 lane: lane.clone(),
                 fit: loaded.fit.clone(),
                 model: loaded.file.clone(),
+                hardware: loaded.hardware.clone(),
                 isolation: self.isolation.clone(),
                 isolated: None,
                 watched,
                 run_max: self.config.worker.run_timeout,
+                rows_limit: RowsLimit::new(lane.rows_max),
                 reply_bytes_max: self.config.limits.body_bytes_max,
                 idle: idle.clone(),
                 answers: self.answers.clone(),

@@ -1,26 +1,33 @@
-//! ONNX Runtime behind the [`Engine`] trait; the only file that names `ort`.
+//! ONNX Runtime behind the [`Engine`] trait; this file and its folder are the only ones that name `ort`.
+
+mod bound;
+mod failure;
+mod library;
+mod profile;
+mod tensor;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
-use ort::environment::Environment;
+use ort::ep::cuda::ConvAlgorithmSearch;
+use ort::ep::{ArenaExtendStrategy, CUDA, ExecutionProviderDispatch};
 use ort::memory::Allocator;
 use ort::session::builder::{GraphOptimizationLevel, PrepackedWeights, SessionBuilder};
 use ort::session::{RunOptions, Session, SessionInputValue};
-use ort::value::{DynTensor, DynValue, Outlet, Shape, Tensor, TensorElementType, ValueType};
+use tracing::info;
 
+use self::bound::Bound;
+use self::failure::{advice, cause, engine_error, one_line};
+pub use self::library::{Runtime, TELEMETRY_OFF};
+pub use self::profile::Placement;
+use self::profile::ProfileFolder;
+use self::tensor::{element_type, spec, value};
+use super::hardware::Hardware;
 use super::infer::{Engine, EngineError, Input, Output};
 use super::watch::Stop;
-use crate::model::signature::{Dim, Signature, TensorSpec};
-use crate::wire::tensor::{Datatype, bytes_elements};
-
-/// The loaded library and its process-wide environment.
-#[derive(Clone)]
-pub struct Runtime {
-    environment: Environment,
-    library: PathBuf,
-}
+use crate::config::Device;
+use crate::model::signature::Signature;
 
 /// Why ONNX Runtime or a model in it could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -47,48 +54,32 @@ pub enum LoadError {
     Input { path: PathBuf, input: String, kind: String },
     #[error("{path} has no input or no tensor output, so there is nothing to ask it")]
     NothingToServe { path: PathBuf },
-}
-
-/// The variable that keeps ONNX Runtime 1.29 and later from creating its telemetry collector.
-///
-/// # Source
-/// microsoft/onnxruntime pull request 27379; turning telemetry off through the API comes after the first event.
-pub const TELEMETRY_OFF: &str = "ORT_DISABLE_TELEMETRY";
-
-impl Runtime {
-    /// Loads the library named by `ORT_DYLIB_PATH`, else `lib/libonnxruntime.so` beside the executable.
-    ///
-    /// The library knows one environment a process, so later calls return the first one's.
-    /// # Errors
-    /// The library is missing, of another machine or too old, or telemetry has not been ruled out.
-    pub fn load() -> Result<Self, LoadError> {
-        static LOADED: Mutex<Option<Runtime>> = Mutex::new(None);
-        // Held while loading: a second thread must wait, as a second environment would be refused.
-        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(runtime) = &*loaded {
-            return Ok(runtime.clone());
-        }
-        if variable(TELEMETRY_OFF).is_none_or(|value| value != "1") {
-            return Err(LoadError::Telemetry);
-        }
-        let library = find_library()?;
-        let fault = |reason: String| LoadError::Library {
-            path: library.clone(),
-            reason,
-        };
-        let environment = ort::init_from(&library)
-            .map_err(|error| fault(error.to_string()))?
-            .with_name("inferq")
-            .with_telemetry(false)
-            .build()
-            .map_err(|error| fault(error.to_string()))?;
-        Ok(loaded.insert(Self { environment, library }).clone())
-    }
-
-    /// Where the library came from.
-    pub fn library(&self) -> &Path {
-        &self.library
-    }
+    #[error("{path} cannot be loaded on {device} with the library {library}: {reason}; {advice}")]
+    Device {
+        path: PathBuf,
+        device: Device,
+        library: PathBuf,
+        reason: String,
+        advice: &'static str,
+    },
+    #[error(
+        "{path} does not run on {device}: {nodes} ran on the CPU; worker.cpu_fallback = true allows that, device = \"cpu\" \
+         runs the whole model there"
+    )]
+    OnCpu {
+        path: PathBuf,
+        device: Device,
+        nodes: String,
+    },
+    #[error(
+        "nothing shows that {path} runs on {device}: {reason}; mend that, or set worker.cpu_fallback = true to serve it \
+         all the same"
+    )]
+    Unproven {
+        path: PathBuf,
+        device: Device,
+        reason: String,
+    },
 }
 
 /// Weights packed once and used by every session of a model.
@@ -105,10 +96,22 @@ impl SharedWeights {
 pub struct OnnxEngine {
     session: Session,
     signature: Signature,
-    elements: Vec<TensorElementType>,
     unserved: Vec<String>,
-    allocator: Allocator,
+    way: Way,
     terminator: Arc<Terminator>,
+    /// What is still being watched, if it could be.
+    profile: Option<Result<ProfileFolder, String>>,
+    has_run: bool,
+    path: PathBuf,
+    hardware: Hardware,
+}
+
+/// How rows reach the device and outputs come back.
+enum Way {
+    /// All memory is the host's.
+    Host(Allocator),
+    /// Through pinned memory, bound to the session.
+    Pinned(Box<Bound>),
 }
 
 /// Ends the runs that were started with its options.
@@ -135,49 +138,69 @@ impl Stop for Terminator {
 }
 
 impl OnnxEngine {
-    /// Loads `path` for the CPU with one intra-op thread.
+    /// Loads `path` with one intra-op thread.
     ///
     /// Memory pattern is off since the number of rows changes from run to run, and the pool of one thread has
     /// nobody to spin for.
     /// # Errors
-    /// The file is missing, cut or not a model, or an input is no tensor that can be sent.
-    pub fn load(runtime: &Runtime, path: &Path, weights: &SharedWeights) -> Result<Self, LoadError> {
-        let fault = |reason: String| LoadError::Model {
-            path: path.to_owned(),
-            reason,
-        };
-        let session = builder(runtime, weights)
-            .and_then(|mut builder| builder.commit_from_file(path))
-            .map_err(|error| fault(one_line(error.message())))?;
-        let inputs = session
-            .inputs()
-            .iter()
-            .map(|outlet| {
-                spec(outlet).ok_or_else(|| LoadError::Input {
-                    path: path.to_owned(),
-                    input: outlet.name().to_owned(),
-                    kind: outlet.dtype().to_string(),
-                })
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        let outputs: Vec<_> = session.outputs().iter().filter_map(spec).collect();
-        let unserved = session
-            .outputs()
-            .iter()
-            .filter(|outlet| spec(outlet).is_none())
-            .map(|outlet| format!("{} ({})", outlet.name(), outlet.dtype()))
-            .collect();
-        if inputs.is_empty() || outputs.is_empty() {
-            return Err(LoadError::NothingToServe { path: path.to_owned() });
+    /// The file is missing, cut or not a model, an input is no tensor that can be sent, or the device cannot be used.
+    pub fn load(
+        runtime: &Runtime,
+        path: &Path,
+        weights: &SharedWeights,
+        hardware: &Hardware,
+    ) -> Result<Self, LoadError> {
+        Self::load_with(runtime, path, weights, hardware, None)
+    }
+
+    /// As [`OnnxEngine::load`], and has its runs watched until [`OnnxEngine::placement`] says where they took place.
+    ///
+    /// # Errors
+    /// As [`OnnxEngine::load`].
+    pub fn load_watched(
+        runtime: &Runtime,
+        path: &Path,
+        weights: &SharedWeights,
+        hardware: &Hardware,
+    ) -> Result<Self, LoadError> {
+        let folder = ProfileFolder::new();
+        let profile = folder.map_err(|error| format!("there is no folder for ONNX Runtime's profile: {error}"));
+        Self::load_with(runtime, path, weights, hardware, Some(profile))
+    }
+
+    fn load_with(
+        runtime: &Runtime,
+        path: &Path,
+        weights: &SharedWeights,
+        hardware: &Hardware,
+        profile: Option<Result<ProfileFolder, String>>,
+    ) -> Result<Self, LoadError> {
+        let fault = |error: &ort::Error| not_loaded(error, path, runtime, hardware.device);
+        if let Device::Cuda(_) = hardware.device {
+            runtime.preload_cuda();
         }
-        let terminator = Terminator::new().map_err(|error| fault(one_line(error.message())))?;
+        let watching = profile.as_ref().and_then(|profile| profile.as_ref().ok());
+        let session = builder(runtime, weights, hardware, watching)
+            .and_then(|mut builder| builder.commit_from_file(path))
+            .map_err(|error| fault(&error))?;
+        let (signature, unserved) = signature(&session, path)?;
+        let way = match hardware.device {
+            Device::Cpu => Way::Host(Allocator::default()),
+            Device::Cuda(index) => {
+                let bound = Bound::on_cuda(&session, &signature, index).map_err(|error| fault(&error))?;
+                Way::Pinned(Box::new(bound))
+            }
+        };
         Ok(Self {
-            terminator,
-            elements: inputs.iter().map(|input| element_type(input.datatype)).collect(),
-            signature: Signature { inputs, outputs },
+            terminator: Terminator::new().map_err(|error| fault(&error))?,
+            signature,
             unserved,
-            allocator: Allocator::default(),
+            way,
             session,
+            profile,
+            has_run: false,
+            path: path.to_owned(),
+            hardware: hardware.clone(),
         })
     }
 
@@ -185,6 +208,106 @@ impl OnnxEngine {
     pub fn unserved(&self) -> &[String] {
         &self.unserved
     }
+
+    /// Whether a run has succeeded.
+    pub fn has_run(&self) -> bool {
+        self.has_run
+    }
+
+    /// Where the runs since [`OnnxEngine::load_watched`] took place, by ONNX Runtime's own account; nothing is known if it
+    /// gave none. From here on nobody watches.
+    ///
+    /// # Errors
+    /// The device is a GPU, and nodes ran on the CPU or nothing shows that none did, without permission for either.
+    pub fn placement(&mut self) -> Result<Placement, LoadError> {
+        let seen = match self.profile.take() {
+            Some(Ok(_folder)) => self.read_profile(),
+            Some(Err(reason)) => Err(reason),
+            None => Err("nobody watched".to_owned()),
+        };
+        judge(seen, &self.path, &self.hardware)
+    }
+
+    fn read_profile(&mut self) -> Result<Placement, String> {
+        let file = self
+            .session
+            .end_profiling()
+            .map_err(|error| one_line(error.message()))?;
+        let text =
+            std::fs::read_to_string(&file).map_err(|error| format!("the profile {file} cannot be read: {error}"))?;
+        let placement =
+            Placement::of_profile(&text).map_err(|error| format!("the profile is not understood: {error}"))?;
+        if placement.is_known() {
+            Ok(placement)
+        } else {
+            Err("none of its runs succeeded; golden vectors make one that does".to_owned())
+        }
+    }
+}
+
+/// Whether what was seen of a model's runs is what was asked for.
+fn judge(seen: Result<Placement, String>, path: &Path, hardware: &Hardware) -> Result<Placement, LoadError> {
+    let device = hardware.device;
+    let all_there = device != Device::Cpu && !hardware.cpu_fallback;
+    match seen {
+        Ok(placement) => match placement.on_cpu().filter(|_| all_there) {
+            None => Ok(placement),
+            Some(nodes) => Err(LoadError::OnCpu {
+                path: path.to_owned(),
+                device,
+                nodes,
+            }),
+        },
+        Err(reason) if all_there => Err(LoadError::Unproven {
+            path: path.to_owned(),
+            device,
+            reason,
+        }),
+        Err(reason) => {
+            info!("where {} runs is not shown: {reason}", path.display());
+            Ok(Placement::default())
+        }
+    }
+}
+
+fn not_loaded(error: &ort::Error, path: &Path, runtime: &Runtime, device: Device) -> LoadError {
+    let (path, reason) = (path.to_owned(), one_line(error.message()));
+    match advice(&reason).filter(|_| device != Device::Cpu) {
+        Some(advice) => LoadError::Device {
+            path,
+            device,
+            library: runtime.library().to_owned(),
+            reason: cause(&reason).to_owned(),
+            advice,
+        },
+        None => LoadError::Model { path, reason },
+    }
+}
+
+/// What the graph says it takes and gives, and its outputs that are no tensors.
+fn signature(session: &Session, path: &Path) -> Result<(Signature, Vec<String>), LoadError> {
+    let inputs = session
+        .inputs()
+        .iter()
+        .map(|outlet| {
+            spec(outlet).ok_or_else(|| LoadError::Input {
+                path: path.to_owned(),
+                input: outlet.name().to_owned(),
+                kind: outlet.dtype().to_string(),
+            })
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let outputs: Vec<_> = session.outputs().iter().filter_map(spec).collect();
+    let unserved = session
+        .outputs()
+        .iter()
+        .filter(|outlet| spec(outlet).is_none())
+        .map(|outlet| format!("{} ({})", outlet.name(), outlet.dtype()))
+        .collect();
+    if inputs.is_empty() || outputs.is_empty() {
+        return Err(LoadError::NothingToServe { path: path.to_owned() });
+    }
+    Ok((Signature { inputs, outputs }, unserved))
 }
 
 impl Engine for OnnxEngine {
@@ -193,26 +316,13 @@ impl Engine for OnnxEngine {
     }
 
     fn run(&mut self, inputs: &[Input<'_>]) -> Result<Vec<Output>, EngineError> {
-        let values = inputs
-            .iter()
-            .zip(&self.elements)
-            .map(|(input, element)| value(&self.allocator, *element, input).map(SessionInputValue::Owned))
-            .collect::<ort::Result<Vec<_>>>()
-            .map_err(|error| engine_error(&error))?;
-        let mut outputs = self
-            .session
-            .run_with_options(values.as_slice(), &self.terminator.options)
-            .map_err(|error| engine_error(&error))?;
-        self.signature
-            .outputs
-            .iter()
-            .map(|spec| {
-                let value = outputs
-                    .remove(&spec.name)
-                    .ok_or_else(|| EngineError::Run(format!("output `{}` was not computed", spec.name)))?;
-                output(spec.datatype, value)
-            })
-            .collect()
+        let (session, options) = (&mut self.session, &self.terminator.options);
+        let outputs = match &mut self.way {
+            Way::Host(allocator) => run_on_host(allocator, session, &self.signature, options, inputs),
+            Way::Pinned(bound) => bound.run(session, &self.signature, options, inputs),
+        }?;
+        self.has_run = true;
+        Ok(outputs)
     }
 
     fn stopper(&mut self) -> Option<Arc<dyn Stop>> {
@@ -226,203 +336,120 @@ impl Engine for OnnxEngine {
     }
 }
 
-fn builder(runtime: &Runtime, weights: &SharedWeights) -> ort::Result<SessionBuilder> {
-    Ok(Session::builder(&runtime.environment)?
+fn run_on_host(
+    allocator: &Allocator,
+    session: &mut Session,
+    signature: &Signature,
+    options: &RunOptions,
+    inputs: &[Input<'_>],
+) -> Result<Vec<Output>, EngineError> {
+    let values = inputs
+        .iter()
+        .zip(&signature.inputs)
+        .map(|(input, spec)| value(allocator, element_type(spec.datatype), input).map(SessionInputValue::Owned))
+        .collect::<ort::Result<Vec<_>>>()
+        .map_err(|error| engine_error(&error))?;
+    let outputs = session.run_with_options(values.as_slice(), options);
+    tensor::outputs(signature, outputs.map_err(|error| engine_error(&error))?)
+}
+
+fn builder(
+    runtime: &Runtime,
+    weights: &SharedWeights,
+    hardware: &Hardware,
+    watching: Option<&ProfileFolder>,
+) -> ort::Result<SessionBuilder> {
+    let mut builder = Session::builder(&runtime.environment)?
         .with_optimization_level(GraphOptimizationLevel::All)?
         .with_intra_threads(1)?
         .with_inter_threads(1)?
         .with_intra_op_spinning(false)?
         .with_inter_op_spinning(false)?
         .with_memory_pattern(false)?
-        .with_prepacked_weights(&weights.0)?)
-}
-
-/// Copies the parts of one input into a tensor of the runtime: the one copy on the way in.
-fn value(allocator: &Allocator, element: TensorElementType, input: &Input<'_>) -> ort::Result<DynValue> {
-    let shape = Shape::new(input.shape.iter().map(|&size| size as i64));
-    if element == TensorElementType::String {
-        return strings(input);
+        .with_prepacked_weights(&weights.0)?;
+    if let Some(folder) = watching {
+        builder = builder.with_profiling(folder.prefix())?;
     }
-    let mut tensor = DynTensor::new(allocator, element, shape)?;
-    let room = tensor.size().unwrap_or(0);
-    let bytes: usize = input.parts.iter().map(|part| part.len()).sum();
-    if room != bytes {
-        return Err(ort::Error::new(format!("{bytes} bytes were handed over for {room}")));
-    }
-    if bytes > 0 {
-        let target: *mut u8 = tensor.data_ptr_mut().cast();
-        #[expect(
-            unsafe_code,
-            reason = "one copy for every element type; the crate's safe ways are typed"
-        )]
-        // SAFETY: the tensor was just allocated on the CPU with `room` bytes, nothing else refers to them, and
-        // `bytes == room` is the sum of what is copied.
-        let target = unsafe { std::slice::from_raw_parts_mut(target, room) };
-        let mut rest = target;
-        for part in &input.parts {
-            let (here, after) = rest.split_at_mut(part.len());
-            here.copy_from_slice(part);
-            rest = after;
+    if let Device::Cuda(index) = hardware.device {
+        builder = builder.with_execution_providers([cuda(index, hardware)])?;
+        if !hardware.cpu_fallback {
+            builder = builder.with_disable_cpu_fallback()?;
         }
     }
-    Ok(tensor.into_dyn())
+    Ok(builder)
 }
 
-fn strings(input: &Input<'_>) -> ort::Result<DynValue> {
-    let mut texts = Vec::with_capacity(input.shape.iter().product());
-    for part in &input.parts {
-        for element in bytes_elements(part) {
-            texts.push(std::str::from_utf8(element).map_err(ort::Error::wrap)?.to_owned());
-        }
-    }
-    Ok(Tensor::from_string_array((input.shape.as_slice(), texts.as_slice()))?.into_dyn())
+/// ONNX Runtime's provider for one CUDA device. If it cannot be had that is an error: left to itself, ONNX Runtime would
+/// say so in its log and run on the CPU.
+fn cuda(index: u16, hardware: &Hardware) -> ExecutionProviderDispatch {
+    let provider = CUDA::default()
+        .with_device_id(i32::from(index))
+        .with_tf32(hardware.cuda_tf32)
+        // The arena never shrinks: it must not take twice of what a bigger run needs.
+        .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
+        // Batches are of all sizes, and the default tries every algorithm anew for each of them.
+        .with_conv_algorithm_search(ConvAlgorithmSearch::Heuristic);
+    let provider = match hardware.cuda_memory_bytes {
+        Some(bytes) => provider.with_memory_limit(bytes.get()),
+        None => provider,
+    };
+    provider.build().error_on_failure()
 }
 
-fn output(datatype: Datatype, value: DynValue) -> Result<Output, EngineError> {
-    let tensor: DynTensor = value
-        .downcast()
-        .map_err(|error| EngineError::Run(one_line(error.message())))?;
-    let shape: Vec<usize> = tensor.shape().iter().map(|&size| size.max(0) as usize).collect();
-    if datatype == Datatype::Bytes {
-        let (_, texts) = tensor.try_extract_strings().map_err(|error| engine_error(&error))?;
-        let mut bytes = Vec::new();
-        for text in &texts {
-            bytes.extend_from_slice(&(text.len() as u32).to_le_bytes());
-            bytes.extend_from_slice(text.as_bytes());
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hardware(device: Device, cpu_fallback: bool) -> Hardware {
+        Hardware {
+            device,
+            cpu_fallback,
+            ..Hardware::CPU
         }
-        return Ok(Output::new(shape, bytes));
     }
-    if !tensor.memory_info().is_cpu_accessible() {
-        return Err(EngineError::Device(
-            "an output was left in the device's memory".to_owned(),
+
+    fn placement(providers: &[&str]) -> Placement {
+        let event = |(number, provider): (usize, &&str)| {
+            format!(r#"{{"name": "n{number}", "args": {{"provider": "{provider}", "op_name": "Gemm"}}}}"#)
+        };
+        let events: Vec<_> = providers.iter().enumerate().map(event).collect();
+        Placement::of_profile(&format!("[{}]", events.join(","))).unwrap()
+    }
+
+    const CUDA: &str = "CUDAExecutionProvider";
+    const CPU: &str = "CPUExecutionProvider";
+
+    #[test]
+    fn who_asked_for_a_gpu_gets_it_alone_or_an_error_unless_the_cpu_is_allowed() {
+        let path = Path::new("m.onnx");
+        let judged = |providers: &[&str], device, cpu_fallback| {
+            let judged = judge(Ok(placement(providers)), path, &hardware(device, cpu_fallback));
+            judged.map_err(|error| error.to_string())
+        };
+
+        assert!(judged(&[CPU], Device::Cpu, false).is_ok());
+        assert!(judged(&[CUDA, CUDA], Device::Cuda(0), false).is_ok());
+        assert!(judged(&[CUDA, CPU], Device::Cuda(0), true).is_ok());
+        let refused = judged(&[CUDA, CPU], Device::Cuda(1), false).unwrap_err();
+
+        assert!(
+            refused.starts_with("m.onnx does not run on cuda:1: 1 node (Gemm) ran on the CPU; "),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn who_asked_for_a_gpu_is_not_put_off_without_a_proof() {
+        let judged = |device, cpu_fallback| {
+            let seen = Err("no runs".to_owned());
+            judge(seen, Path::new("m.onnx"), &hardware(device, cpu_fallback))
+        };
+
+        assert!(judged(Device::Cpu, false).is_ok_and(|placement| !placement.is_known()));
+        assert!(judged(Device::Cuda(0), true).is_ok());
+        assert!(matches!(
+            judged(Device::Cuda(0), false),
+            Err(LoadError::Unproven { .. })
         ));
     }
-    Ok(Output::new(shape, RuntimeBytes(tensor)))
-}
-
-/// An output where ONNX Runtime left it.
-struct RuntimeBytes(DynTensor);
-
-impl AsRef<[u8]> for RuntimeBytes {
-    fn as_ref(&self) -> &[u8] {
-        let bytes = self.0.size().unwrap_or(0);
-        if bytes == 0 {
-            return &[];
-        }
-        // SAFETY: a non-empty tensor in CPU memory (checked where this is built) of `bytes` bytes, which nobody
-        // writes while `self` is borrowed.
-        #[expect(unsafe_code, reason = "the crate's safe ways are typed by element")]
-        unsafe {
-            std::slice::from_raw_parts(self.0.data_ptr().cast(), bytes)
-        }
-    }
-}
-
-fn spec(outlet: &Outlet) -> Option<TensorSpec> {
-    let ValueType::Tensor {
-        ty,
-        shape,
-        dimension_symbols,
-    } = outlet.dtype()
-    else {
-        return None;
-    };
-    let dim = |axis: usize, size: i64| match usize::try_from(size) {
-        Ok(size) => Dim::Fixed(size),
-        Err(_) => Dim::Dynamic(dimension_symbols.get(axis).cloned().unwrap_or_default()),
-    };
-    Some(TensorSpec {
-        name: outlet.name().to_owned(),
-        datatype: datatype(*ty)?,
-        shape: shape.iter().enumerate().map(|(axis, &size)| dim(axis, size)).collect(),
-    })
-}
-
-/// ONNX Runtime's element types and the protocol's names for them.
-const ELEMENTS: [(TensorElementType, Datatype); 14] = [
-    (TensorElementType::Bool, Datatype::Bool),
-    (TensorElementType::Uint8, Datatype::Uint8),
-    (TensorElementType::Uint16, Datatype::Uint16),
-    (TensorElementType::Uint32, Datatype::Uint32),
-    (TensorElementType::Uint64, Datatype::Uint64),
-    (TensorElementType::Int8, Datatype::Int8),
-    (TensorElementType::Int16, Datatype::Int16),
-    (TensorElementType::Int32, Datatype::Int32),
-    (TensorElementType::Int64, Datatype::Int64),
-    (TensorElementType::Float16, Datatype::Fp16),
-    (TensorElementType::Bfloat16, Datatype::Bf16),
-    (TensorElementType::Float32, Datatype::Fp32),
-    (TensorElementType::Float64, Datatype::Fp64),
-    (TensorElementType::String, Datatype::Bytes),
-];
-
-fn datatype(element: TensorElementType) -> Option<Datatype> {
-    ELEMENTS
-        .iter()
-        .find(|(ours, _)| *ours == element)
-        .map(|(_, datatype)| *datatype)
-}
-
-fn element_type(datatype: Datatype) -> TensorElementType {
-    ELEMENTS
-        .iter()
-        .find(|(_, ours)| *ours == datatype)
-        .map_or(TensorElementType::Undefined, |(element, _)| *element)
-}
-
-/// Sorts the runtime's failures by whose fault they are; it has error codes for neither a lack of memory nor a lost device.
-fn engine_error(error: &ort::Error) -> EngineError {
-    let message = one_line(error.message());
-    if ["bad_alloc", "bad allocation", "Failed to allocate", "out of memory"]
-        .iter()
-        .any(|text| message.contains(text))
-    {
-        EngineError::Memory(message)
-    } else if ["CUDA failure", "CUDA error", "CUBLAS failure", "CUDNN failure"]
-        .iter()
-        .any(|text| message.contains(text))
-    {
-        // Nearly all of CUDA's errors stay with the process: every later call fails in the same way.
-        EngineError::Device(message)
-    } else {
-        EngineError::Run(message)
-    }
-}
-
-/// ONNX Runtime's messages run over several lines; a sentence for a reply or a log has one.
-fn one_line(message: &str) -> String {
-    message.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-fn find_library() -> Result<PathBuf, LoadError> {
-    if let Some(path) = variable("ORT_DYLIB_PATH").filter(|path| !path.is_empty()) {
-        let path = PathBuf::from(path);
-        // `ort` would take a relative path as relative to the executable; a shell user means the current folder.
-        let path = std::path::absolute(&path).unwrap_or(path);
-        return if path.is_file() {
-            Ok(path)
-        } else {
-            Err(LoadError::Library {
-                path,
-                reason: "there is no such file".to_owned(),
-            })
-        };
-    }
-    let beside = std::env::current_exe()
-        .ok()
-        .and_then(|exe| exe.parent().map(|folder| folder.join("lib/libonnxruntime.so")))
-        .unwrap_or_else(|| PathBuf::from("lib/libonnxruntime.so"));
-    if beside.is_file() {
-        Ok(beside)
-    } else {
-        Err(LoadError::LibraryMissing { looked_at: beside })
-    }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "ONNX Runtime's own variables, which are not inferq's configuration"
-)]
-fn variable(name: &str) -> Option<std::ffi::OsString> {
-    std::env::var_os(name)
 }

@@ -48,6 +48,14 @@ impl Parcel {
         }
     }
 
+    /// Whether nothing else should be under way with it: a direct reply to a job that came back.
+    ///
+    /// RabbitMQ 3.10 closes the connection over a name that only looks like a direct reply-to, and says of none which it
+    /// was. So whatever was under way goes back once, and when the job returns the culprit stands alone.
+    pub fn flies_alone(&self) -> bool {
+        self.kind == Kind::Reply && self.envelope.redelivered && message::is_direct(&self.envelope)
+    }
+
     /// Leaves the job to another worker.
     pub fn give_back(self) {
         self.envelope.receipt.settle(Verdict::GiveBack);
@@ -203,6 +211,20 @@ impl Plan {
             (Kind::DeadLetter, _) if parcel.attempts == 1 => self.again(parcel),
             (Kind::DeadLetter, _) => self.give_up(parcel),
         }
+    }
+
+    /// The next step for a direct reply over which the broker closed the connection: an error in its place would go to the
+    /// same name.
+    pub fn condemn(&self, parcel: Box<Parcel>, said: &str) -> Next {
+        if !parcel.envelope.receipt.is_current() {
+            return self.stale();
+        }
+        let error = format!(
+            "the broker closes the connection over `{}`: {}",
+            queue(&parcel),
+            excerpt(said)
+        );
+        self.unroutable(parcel, error)
     }
 
     /// What a parcel needs published, made anew: refusals are rare, and a copy of every message for them is not cheap.

@@ -1,5 +1,6 @@
 //! Replying: the one publishing task. Every confirm is kept and looked at, and only then is a job settled.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::time::DelayQueue;
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::decode::Envelope;
 use super::flight::{Flight, Gone, Lost, open};
@@ -82,6 +83,10 @@ pub(super) struct Desk {
     /// Answers that came while there was no connection.
     early: Option<Vec<Answer>>,
     due: Vec<Due>,
+    /// What is published with nothing else under way.
+    alone: VecDeque<Due>,
+    /// What takes the place of a message over which the broker closed the connection; due on the next.
+    instead: Vec<Due>,
     /// What the broker refused and is to be offered again.
     refused: DelayQueue<Due>,
     resting: Resting,
@@ -110,18 +115,32 @@ impl Desk {
         Self {
             early: None,
             due: Vec::new(),
+            alone: VecDeque::new(),
+            instead: Vec::new(),
             refused: DelayQueue::new(),
             resting: Resting::default(),
         }
     }
 
     fn is_empty(&self) -> bool {
-        self.due.is_empty() && self.refused.is_empty()
+        self.due.is_empty() && self.alone.is_empty() && self.refused.is_empty()
+    }
+
+    /// What may be published now, beside what is under way.
+    fn departing(&mut self, flight: &Flight) -> Vec<Due> {
+        if flight.carries_one_alone() {
+            return Vec::new();
+        }
+        if flight.is_empty() && self.due.is_empty() {
+            return self.alone.pop_front().into_iter().collect();
+        }
+        std::mem::take(&mut self.due)
     }
 
     /// Puts the next step of a job where it belongs.
     pub(super) fn follow(&mut self, next: Next, metrics: &ReplyMetrics) {
         match next {
+            Next::Publish(parcel, message) if parcel.flies_alone() => self.alone.push_back((parcel, message)),
             Next::Publish(parcel, message) => self.due.push((parcel, message)),
             Next::PublishAfter(wait, parcel, message) => {
                 metrics.refused.inc();
@@ -136,7 +155,7 @@ impl Desk {
 
     /// Gives the jobs back to their queues: dropped, they would stay with this worker until its consuming channel closes.
     fn give_back(&mut self) {
-        for (parcel, _) in self.due.drain(..) {
+        for (parcel, _) in self.due.drain(..).chain(self.alone.drain(..)) {
             parcel.give_back();
         }
         while let Some(key) = self.refused.peek() {
@@ -153,7 +172,7 @@ impl Reply {
         let mut desk = Desk::new();
         while let Some(connection) = self.connection(&mut desk.early).await {
             let since = Instant::now();
-            let Err(Gone { failure, reason }) = self.publish_on(&connection, &mut desk).await else {
+            let Err(Gone { failure, reason, .. }) = self.publish_on(&connection, &mut desk).await else {
                 return;
             };
             desk.give_back();
@@ -184,6 +203,7 @@ impl Reply {
     /// # Errors
     /// Nothing more can be published here; what was under way has gone back to its queues.
     async fn publish_on(&mut self, connection: &Arc<Connection>, desk: &mut Desk) -> Result<(), Gone> {
+        desk.due.append(&mut desk.instead);
         loop {
             let channel = open(connection, self.config.confirm_timeout).await?;
             self.health.clear(&Condition::Publishing);
@@ -194,9 +214,24 @@ impl Reply {
                     self.sift(connection, said, under_way, desk).await?;
                 }
                 Ended::Lost(Lost::Gone(gone), under_way) => {
-                    under_way.into_iter().for_each(|parcel| parcel.give_back());
+                    self.leave(&gone, under_way, desk);
                     return Err(gone);
                 }
+            }
+        }
+    }
+
+    /// Gives back what was under way on a connection that is gone, unless the broker closed it over that very message.
+    fn leave(&self, gone: &Gone, under_way: Parcels, desk: &mut Desk) {
+        let is_to_blame = gone.over_us && under_way.len() == 1;
+        for parcel in under_way {
+            if is_to_blame && parcel.flies_alone() {
+                error!(model.name = %parcel.envelope.model, "the broker closes the connection for a direct reply: {}", gone.reason);
+                if let Next::Publish(parcel, message) = self.plan.condemn(parcel, &gone.reason) {
+                    desk.instead.push((parcel, message));
+                }
+            } else {
+                parcel.give_back();
             }
         }
     }
@@ -210,9 +245,11 @@ impl Reply {
         );
         let mut look = tokio::time::interval(LOOK);
         let mut more = true;
-        let mut lost = flight.send(std::mem::take(&mut desk.due)).await.err();
+        let departing = desk.departing(&flight);
+        let mut lost = flight.send(departing).await.err();
         while lost.is_none() && (more || !flight.is_empty() || !desk.is_empty()) {
-            let room = flight.len() + desk.refused.len() < self.config.unconfirmed_max.get();
+            let is_clear = desk.alone.is_empty() && !flight.carries_one_alone();
+            let room = is_clear && flight.len() + desk.refused.len() < self.config.unconfirmed_max.get();
             lost = tokio::select! {
                 biased;
                 landed = flight.landed(), if !flight.is_empty() => {
@@ -247,7 +284,8 @@ impl Reply {
                 _ = look.tick(), if !flight.is_empty() => flight.overdue(),
             };
             if lost.is_none() {
-                lost = flight.send(std::mem::take(&mut desk.due)).await.err();
+                let departing = desk.departing(&flight);
+                lost = flight.send(departing).await.err();
             }
         }
         match lost {

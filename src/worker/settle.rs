@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 
 use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{self, Receiver, Sender, WeakSender};
 
 use crate::telemetry::metrics::ReceiptMetrics;
@@ -39,10 +40,11 @@ pub struct Receipt {
 
 impl Receipt {
     pub fn settle(mut self, verdict: Verdict) {
-        if let Some(settled) = self.settled.take() {
-            // The channel holds as many as the broker hands out at once, so it is full never and closed only when the
-            // generation is over.
-            let _ = settled.try_send((self.tag, verdict));
+        if let Some(settled) = self.settled.take()
+            && let Err(TrySendError::Full(_)) = settled.try_send((self.tag, verdict))
+        {
+            // Never, see `VERDICTS_MAX`; and otherwise not unseen. A closed channel only means that the generation is over.
+            self.metrics.dropped.inc();
         }
     }
 
@@ -92,9 +94,9 @@ impl InHand {
     }
 }
 
-/// The two ends for one generation with at most `prefetch` unsettled deliveries.
+/// The two ends for one generation that asked for `prefetch` deliveries at a time.
 pub fn generation(prefetch: u16, metrics: ReceiptMetrics) -> (Receipts, Settler) {
-    let (settled, receiver) = mpsc::channel(usize::from(prefetch));
+    let (settled, receiver) = mpsc::channel(VERDICTS_MAX);
     let settler = Settler {
         settled: receiver,
         window: Window::new(usize::from(prefetch) / 2),
@@ -258,6 +260,11 @@ impl Window {
 }
 
 const ACK: Entry = Entry::Told(Verdict::Ack);
+/// Verdicts that wait for the settling task. Each uses up a receipt, and there is one for each delivery, so that the
+/// deliveries bound them; no memory is set aside for more. The prefetch window does not: RabbitMQ 3.10 widens it by one for
+/// every message that it moves to the dead letters at its delivery limit, and a verdict that found no room would leave its
+/// job unacked, and the acks behind it unsaid, until the channel closes.
+const VERDICTS_MAX: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -340,6 +347,19 @@ mod tests {
 
         assert!(!late.is_current());
         late.settle(Verdict::Ack);
+    }
+
+    #[test]
+    fn no_verdict_is_lost_when_the_broker_hands_out_more_than_was_asked_for() {
+        let metrics = super::super::testing::receipt_metrics();
+        let (receipts, mut settler) = generation(2, metrics.clone());
+
+        for tag in 1..=5 {
+            receipts.receipt(tag).settle(Verdict::Ack);
+        }
+
+        assert_eq!(settler.frames(), [multiple(5)]);
+        assert_eq!(metrics.dropped.get(), 0);
     }
 
     #[test]

@@ -171,7 +171,7 @@ async fn a_worker_that_the_broker_blocks_says_so_and_goes_on_afterwards() {
     let mut producer = scene.producer().await;
     let worker = busy(&scene, &mut producer, JOBS).await;
 
-    broker.ctl(&["set_vm_memory_high_watermark", "0"]);
+    worker.held_still(|| broker.ctl(&["set_vm_memory_high_watermark", "0"]));
     let reason = worker.unready_because("block").await;
     broker.ctl(&["set_vm_memory_high_watermark", "0.9"]);
     worker.ready_again().await;
@@ -191,7 +191,7 @@ async fn a_blocked_worker_still_ends_with_0_within_its_drain_timeout() {
     let mut producer = scene.producer().await;
     let worker = busy(&scene, &mut producer, JOBS).await;
 
-    broker.ctl(&["set_vm_memory_high_watermark", "0"]);
+    worker.held_still(|| broker.ctl(&["set_vm_memory_high_watermark", "0"]));
     worker.unready_because("block").await;
     worker.sigterm();
     let exit = worker.exit().await;

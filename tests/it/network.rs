@@ -221,7 +221,7 @@ async fn a_worker_whose_broker_runs_out_of_disk_says_so_and_goes_on_afterwards()
     producer
         .send_all((0..JOBS).map(|number| numbered(&scene, number)))
         .await;
-    broker.ctl(&["set_disk_free_limit", "1000000GB"]);
+    worker.held_still(|| broker.ctl(&["set_disk_free_limit", "1000000GB"]));
     let reason = worker.unready_because("disk").await;
     broker.ctl(&["set_disk_free_limit", "50MB"]);
     worker.ready_again().await;

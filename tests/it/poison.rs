@@ -7,7 +7,7 @@ use std::process::ExitStatus;
 use crate::support::faulty::{ABORT, DEVICE_LOST, HANG, HANG_DEAF, HUNGRY, faulty};
 use crate::support::scene::DeadLetter;
 use crate::support::worker::Setup;
-use crate::support::{Job, Producer, Reply, Request, Scene, Tensor, Worker};
+use crate::support::{Job, Producer, Reply, Request, Scene, Tensor, Worker, eventually};
 
 fn job(scene: &Scene, id: &str, first: f32) -> Job {
     rows(scene, id, &[first])
@@ -375,4 +375,40 @@ async fn what_comes_back_for_no_fault_of_its_own_is_answered_from_a_process_of_i
         }
     }
     scene.nothing_is_left("slow").await;
+}
+
+/// RabbitMQ 3.10 closes the connection over such a name; later ones drop what is sent to it.
+#[tokio::test]
+async fn a_forged_direct_reply_to_costs_nobody_else_an_answer() {
+    const JOBS: u16 = 60;
+    let scene = Scene::new();
+    let worker = scene.worker("affine").start().await;
+    let mut producer = scene.producer().await;
+    let row = || Request::new([Tensor::fp32("x", &[[1.0, 2.0, 3.0, 4.0]])]).msgpack();
+    let good = |number: u16| scene.job("affine", row()).correlation_id(&number.to_string());
+
+    let mut ids = producer.send_all((0..JOBS / 2).map(good)).await;
+    producer
+        .send(scene.job("affine", row()).reply_to("amq.rabbitmq.reply-to.QUJD.QUJD"))
+        .await;
+    ids.extend(producer.send_all((JOBS / 2..JOBS).map(good)).await);
+    let replies = producer.replies(&ids).await;
+    worker.ready_again().await;
+    let metrics = eventually("every job to be settled", || async {
+        let metrics = worker.metrics().await;
+        (metrics.sum("inferq_jobs_in_hand") == Some(0.0)).then_some(metrics)
+    })
+    .await;
+    scene.until_waiting(&scene.queue("affine"), 0).await;
+    let letters = scene.dead_letters_now("affine").await;
+    worker.drain().await;
+
+    assert!(replies.values().flatten().all(|reply| reply.status() == "OK"));
+    // Once among others, and once alone.
+    let connects = metrics.sum("inferq_connects_total").expect("connections are counted");
+    assert!(connects <= 4.0, "{connects} connections were made");
+    assert!(letters.len() <= 1, "{letters:?}");
+    for letter in &letters {
+        assert_eq!(letter.header("inferq-error-code").as_deref(), Some("UNROUTABLE_REPLY"));
+    }
 }

@@ -515,7 +515,7 @@ async fn no_credential_and_no_payload_shows_in_any_log_line_metric_or_reason() {
     let row = Tensor::fp32("x", &[[918_273_645.0, 1.0, 2.0, 3.0]]);
     let slow = scene.job("slow", Request::new([row]).msgpack());
     producer.send_all(std::iter::repeat_n(slow, 300)).await;
-    broker.ctl(&["set_vm_memory_high_watermark", "0"]);
+    worker.held_still(|| broker.ctl(&["set_vm_memory_high_watermark", "0"]));
     said.push(worker.unready_because("block").await);
     broker.ctl(&["set_vm_memory_high_watermark", "0.9"]);
     worker.ready_again().await;
@@ -550,7 +550,7 @@ async fn no_credential_and_no_payload_shows_in_any_log_line_metric_or_reason() {
 
 /// Publishes a job whose headers hold arrays in one another, as deep as a frame has room for; a client of ours would need as
 /// deep a stack as the worker. Arguments: the URI, the exchange, the reply queue or nothing, a model's rows.
-const HOSTILE: &str = r#"
+const NESTED: &str = r#"
 import struct, sys
 import pika
 from pika import data
@@ -578,6 +578,16 @@ for depth in (1000, 26000):
     channel.basic_publish(exchange, "affine", body, properties, mandatory=True)
 "#;
 
+/// Runs one of these producers, with the rights of any other.
+async fn publish_with(program: &str, scene: &Scene, reply_to: &str, body: &str) {
+    let running = tokio::process::Command::new(root().join(".deps/python/bin/python"))
+        .args(["-c", program, &as_producer(&scene.uri), &scene.prefix, reply_to, body])
+        .kill_on_drop(true)
+        .output();
+    let ran = within("the hostile producer", running).await.expect("Python starts");
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+}
+
 #[tokio::test]
 async fn headers_nested_as_deep_as_a_frame_allows_do_no_harm() {
     let scene = Scene::new();
@@ -586,12 +596,7 @@ async fn headers_nested_as_deep_as_a_frame_allows_do_no_harm() {
     let good = r#"{"inputs":[{"name":"x","datatype":"FP32","shape":[1,4],"data":[1,2,3,4]}]}"#;
 
     for (reply_to, body) in [(producer.reply_queue(), good), ("", "no request")] {
-        let program = tokio::process::Command::new(root().join(".deps/python/bin/python"))
-            .args(["-c", HOSTILE, &as_producer(&scene.uri), &scene.prefix, reply_to, body])
-            .kill_on_drop(true)
-            .output();
-        let program = within("the hostile producer", program).await.expect("Python starts");
-        assert!(program.status.success(), "{}", String::from_utf8_lossy(&program.stderr));
+        publish_with(NESTED, &scene, reply_to, body).await;
     }
     let replies = [producer.reply("deep-1000").await, producer.reply("deep-26000").await];
     let dead = scene.dead_queue("affine");
@@ -604,6 +609,60 @@ async fn headers_nested_as_deep_as_a_frame_allows_do_no_harm() {
         assert_eq!(reply.status(), "OK");
     }
     assert_eq!(metrics.sum("inferq_deliveries_total"), Some(5.0), "each came once");
+}
+
+/// Publishes a job for each property that is a text, and for a header's name, with a byte in it that is not UTF-8. AMQP
+/// allows that, and clients that take a text for bytes send it. Arguments as above.
+const NOT_UTF_8: &str = r#"
+import sys
+import pika
+
+uri, exchange, reply_to, body = sys.argv[1:]
+channel = pika.BlockingConnection(pika.URLParameters(uri)).channel()
+channel.confirm_delivery()
+properties = ["content_encoding", "correlation_id", "message_id", "type", "app_id", "cluster_id"]
+for number, name in enumerate([*properties, "headers"]):
+    given = dict(content_type="application/json", reply_to=reply_to or None, correlation_id=f"text-{number}")
+    given[name] = {b"name\xff": "value"} if name == "headers" else b"text-%d\xff" % number
+    channel.basic_publish(exchange, "affine", body, pika.BasicProperties(**given), mandatory=True)
+"#;
+
+/// How many of these there are, and which of them has its correlation id for it.
+const TEXTS: usize = 7;
+const CORRELATED: usize = 1;
+
+#[tokio::test]
+async fn texts_that_are_not_utf_8_cost_nobody_an_answer_and_nobody_a_dead_letter() {
+    const JOBS: usize = 40;
+    let scene = Scene::new();
+    let worker = scene.worker("affine").start().await;
+    let mut producer = scene.producer().await;
+    let good = r#"{"inputs":[{"name":"x","datatype":"FP32","shape":[1,4],"data":[1,2,3,4]}]}"#;
+
+    let before = producer.send_all((0..JOBS / 2).map(|_| job(&scene))).await;
+    publish_with(NOT_UTF_8, &scene, producer.reply_queue(), good).await;
+    publish_with(NOT_UTF_8, &scene, "", "no request").await;
+    let after = producer.send_all((0..JOBS / 2).map(|_| job(&scene))).await;
+    let texts = (0..TEXTS).map(|number| match number {
+        CORRELATED => format!("text-{number}?"),
+        _ => format!("text-{number}"),
+    });
+    let ids: Vec<String> = before.into_iter().chain(after).chain(texts).collect();
+    let replies = producer.replies(&ids).await;
+    scene.until_waiting(&scene.dead_queue("affine"), TEXTS as u32).await;
+    let listed = scene.inferq(&["dead", "list", "affine"]).await;
+    let purged = scene
+        .inferq(&["dead", "purge", "affine", "--code", "INVALID_ARGUMENT", "--yes"])
+        .await;
+    let metrics = worker.metrics().await;
+    worker.drain().await;
+
+    assert!(replies.values().flatten().all(|reply| reply.status() == "OK"));
+    let came = (JOBS + 2 * TEXTS) as f64;
+    assert_eq!(metrics.sum("inferq_deliveries_total"), Some(came), "each came once");
+    assert_eq!(listed.ok().matches("INVALID_ARGUMENT").count(), TEXTS);
+    assert_eq!(purged.ok().trim(), format!("affine: {TEXTS} removed"));
+    scene.nothing_is_left("affine").await;
 }
 
 #[tokio::test]

@@ -41,6 +41,30 @@ async fn a_file_that_is_no_onnx_runtime_is_named_by_its_path() {
     ends_with(scene.worker("affine").env("ORT_DYLIB_PATH", path), 1, &[path]).await;
 }
 
+// Fault 30.
+#[tokio::test]
+async fn a_gpu_that_the_library_cannot_use_is_refused_with_what_to_do() {
+    let scene = Scene::new();
+    let worker = scene.worker("affine").env("INFERQ_WORKER__DEVICE", "cuda:0");
+
+    let words = ["affine", "cuda:0", "libonnxruntime.so", "ORT_DYLIB_PATH"];
+    let output = ends_with(worker, 1, &words).await;
+
+    assert!(!output.contains("onnxruntime_src"), "{output}");
+}
+
+#[tokio::test]
+async fn a_model_that_asks_for_a_gpu_itself_is_refused_as_well() {
+    let scene = Scene::new();
+    let repository = tempfile::tempdir().expect("a temporary folder");
+    let model = repository.path().join("affine");
+    std::fs::create_dir(&model).expect("a folder");
+    std::os::unix::fs::symlink(test_models().join("affine/2"), model.join("2")).expect("a link");
+    std::fs::write(model.join("model.toml"), "device = \"cuda:3\"").expect("a file");
+
+    ends_with(scene.worker("affine").repository(repository.path()), 1, &["cuda:3"]).await;
+}
+
 /// A worker whose only model is one of `tests/models/broken`.
 fn broken(scene: &Scene, model: &str) -> Setup {
     scene.worker(model).repository(&root().join("tests/models/broken"))

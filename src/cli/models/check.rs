@@ -40,7 +40,7 @@ pub(super) fn check(models: &[ModelFiles], load: &mut Load<'_>) -> Vec<Checked> 
 
 fn check_version(files: &VersionFiles, settings: &Settings, load: &mut Load<'_>) -> anyhow::Result<Proof> {
     files.check_digest()?;
-    let mut loaded = load(files)?;
+    let mut loaded = load(settings, files)?;
     Ok(prove(loaded.engine.as_mut(), files, settings)?)
 }
 

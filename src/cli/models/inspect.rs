@@ -67,7 +67,7 @@ pub(super) fn inspect(model: &ModelFiles, version: Option<u64>, load: &mut Load<
         path: files.onnx.clone(),
         source,
     })?;
-    let Loaded { mut engine, unserved } = load(files).map_err(|error| ModelsError::Load {
+    let Loaded { mut engine, unserved } = load(&model.settings, files).map_err(|error| ModelsError::Load {
         path: files.onnx.clone(),
         source: error.into(),
     })?;

@@ -76,7 +76,7 @@ impl Answers {
         output: Option<String>,
         total: Option<u64>,
     ) -> Result<Self, AnswerError> {
-        if format == Format::Npy && total.is_none() && matches!(target, Target::Stdout(_)) {
+        if format == Format::Npy && total.is_none() && matches!(target, Target::Stream(_)) {
             return Err(AnswerError::RowsUnknown);
         }
         Ok(Self {

@@ -51,10 +51,12 @@ fn rig_of(jobs: &Jobs, engine: Box<dyn Engine + Send>, runs: Arc<Mutex<Vec<usize
             lane: jobs.lane.clone(),
             fit: Fit::default(),
             model: PathBuf::new(),
+            hardware: Hardware::CPU,
             isolation: None,
             isolated: None,
             watched: Watched::default(),
             run_max: RUN_MAX,
+            rows_limit: RowsLimit::new(jobs.lane.rows_max),
             reply_bytes_max: 64 * 1024,
             idle,
             answers,
@@ -595,4 +597,64 @@ proptest! {
             prop_assert_eq!(reply, expected);
         }
     }
+}
+
+#[test]
+fn a_lack_of_memory_lets_later_batches_run_in_parts_without_failing_first() {
+    let jobs = with_rows_max(8);
+    let mut rig = rig(&jobs, |inputs| {
+        if inputs[0].shape[0] > 2 {
+            Err(EngineError::Memory("no room".to_owned()))
+        } else {
+            echo(inputs)
+        }
+    });
+    let batch = || (1..=6).map(|id| job(&jobs, id, 1)).collect::<Vec<_>>();
+
+    let first = rig.run(batch());
+    let runs_of_first = rig.runs();
+    let second = rig.run(batch());
+
+    let expected: Vec<_> = (1..=6).map(|id| (id, own_rows(id, 1))).collect();
+    assert_eq!((first, second), (expected.clone(), expected));
+    assert_eq!(runs_of_first[..2], [6, 3]);
+    assert_eq!(rig.runs()[runs_of_first.len()..], [1; 6]);
+    assert_eq!(rig.inference.lane.metrics.rows_limit.get(), 1);
+}
+
+#[test]
+fn a_job_that_never_finds_memory_makes_nobody_elses_batches_smaller() {
+    let jobs = with_rows_max(8);
+    let mut rig = rig(&jobs, |inputs| {
+        let hungry = inputs[0].rows().iter().any(|row| row[0] == 3.0);
+        if hungry {
+            Err(EngineError::Memory("no room".to_owned()))
+        } else {
+            echo(inputs)
+        }
+    });
+
+    let replies = rig.run((1..=6).map(|id| job(&jobs, id, 1)).collect());
+    let before = rig.runs().len();
+    rig.run((4..=7).map(|id| job(&jobs, id, 1)).collect());
+
+    assert!(matches!(&replies[2], (3, Err((Status::Unavailable, _)))), "{replies:?}");
+    assert_eq!(replies.iter().filter(|(_, reply)| reply.is_ok()).count(), 5);
+    assert_eq!(rig.runs()[before..], [4]);
+}
+
+#[test]
+fn a_limit_below_the_rows_of_a_batch_cuts_it_between_jobs() {
+    let jobs = with_rows_max(8);
+    let cut = |rows: &[usize], limit| {
+        let jobs = rows.iter().map(|rows| jobs.job(1, *rows)).collect();
+        let batches = within(jobs, limit).into_iter();
+        batches
+            .map(|batch| batch.iter().map(|job| job.rows).collect::<Vec<_>>())
+            .collect::<Vec<_>>()
+    };
+
+    assert_eq!(cut(&[1, 1, 1, 1, 1], 2), [vec![1, 1], vec![1, 1], vec![1]]);
+    assert_eq!(cut(&[3, 1, 2, 5], 3), [vec![3], vec![1, 2], vec![5]]);
+    assert_eq!(cut(&[4, 4], 2), [vec![4], vec![4]]);
 }

@@ -15,10 +15,12 @@ use tokio::time::Instant;
 use super::super::batch::{Batch, Batcher};
 use super::super::consume::Delivery;
 use super::super::decode::{Envelope, Job, Lane, Limits, Moment, Served, decode_at, header};
+use super::super::hardware::Hardware;
 use super::super::infer::{Engine, Inference};
 use super::super::message::{Author, Message};
 use super::super::plan::{Fate, Next, Parcel, Parcels, Plan};
 use super::super::reply::Answer;
+use super::super::rows_limit::RowsLimit;
 use super::super::settle::{Receipts, Settler, Verdict, generation};
 use super::super::sift::Suspects;
 use super::super::unconfirmed::{Address, Unconfirmed};
@@ -109,10 +111,12 @@ impl Worker {
                 fit: Fit::default(),
                 // What starts processes is no part of this: `Arithmetic` does as if.
                 model: PathBuf::new(),
+                hardware: Hardware::CPU,
                 isolation: None,
                 isolated: None,
                 watched: Watched::default(),
                 run_max: Duration::MAX,
+                rows_limit: RowsLimit::new(setting.rows_max),
                 reply_bytes_max: 64 * 1024,
                 idle,
                 answers,

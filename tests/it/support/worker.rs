@@ -187,6 +187,14 @@ impl Worker {
         self.signal(Signal::INT);
     }
 
+    /// Holds the worker still for as long as `meanwhile` takes, so that it does not outrun slow commands such as `rabbitmqctl`.
+    pub fn held_still<T>(&self, meanwhile: impl FnOnce() -> T) -> T {
+        self.signal(Signal::STOP);
+        let done = meanwhile();
+        self.signal(Signal::CONT);
+        done
+    }
+
     fn signal(&self, signal: Signal) {
         if self.state.borrow().exit.is_none() {
             kill_process(self.pid, signal).ok();
