@@ -187,6 +187,7 @@ impl Metrics {
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         let add = Adding(&registry);
+        let (seconds_per_row, seconds_per_run) = capacity(&add)?;
         Ok(Self {
             jobs: add.counters("inferq_jobs_total", "Jobs by the status they got", &["model", "code"])?,
             job_seconds: add.histograms(
@@ -227,16 +228,8 @@ impl Metrics {
                 seconds(),
             )?,
             infer_seconds: add.histograms("inferq_infer_duration_seconds", "Run of a batch", LANE, seconds())?,
-            seconds_per_row: add.real_gauges(
-                "inferq_model_seconds_per_row",
-                "What each row adds to a run, as measured; 0 until then",
-                LANE,
-            )?,
-            seconds_per_run: add.real_gauges(
-                "inferq_model_seconds_per_run",
-                "What a run takes besides its rows, as measured",
-                LANE,
-            )?,
+            seconds_per_row,
+            seconds_per_run,
             connection_up: add.gauges(
                 "inferq_connection_up",
                 "Whether the connection to the broker works",
@@ -327,6 +320,15 @@ impl Metrics {
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
         String::from_utf8_lossy(&text).into_owned()
     }
+}
+
+fn capacity(add: &Adding<'_>) -> prometheus::Result<(GaugeVec, GaugeVec)> {
+    let per_row = "What each row adds to a run, as measured; 0 until then";
+    let per_run = "What a run takes besides its rows, as measured";
+    Ok((
+        add.real_gauges("inferq_model_seconds_per_row", per_row, LANE)?,
+        add.real_gauges("inferq_model_seconds_per_run", per_run, LANE)?,
+    ))
 }
 
 fn waiting(add: &Adding<'_>) -> prometheus::Result<Waiting> {
