@@ -36,6 +36,7 @@ bench-batching: setup ## Measure greedy batching against fixed waits and against
 bench-smoke: setup ## Run every benchmark briefly: do they still work?
 	cargo test --locked --bench micro
 	benches/run --quick --profile dev
+	benches/sharing/run --quick --profile dev
 	benches/growth --quick --profile dev
 	benches/batching --quick --profile dev
 	benches/gpu/smoke

@@ -174,6 +174,8 @@ fn served(metrics: &Metrics) -> Served {
         signature: engine.signature().clone(),
         batching: true,
         rows_max: BATCH_JOBS,
+        engines: 1,
+        capacity: Arc::default(),
         metrics: metrics.lane("dense", "1"),
     });
     Served {

@@ -131,6 +131,8 @@ fn served(metrics: &Metrics) -> Served {
         },
         batching: true,
         rows_max: 4,
+        engines: 1,
+        capacity: Arc::default(),
         metrics: metrics.lane("pair", "1"),
     };
     Served {

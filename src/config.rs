@@ -307,6 +307,7 @@ mod tests {
             ("models.repository", "/models"),
             ("models.load", "seed, other"),
             ("worker.instances", "7"),
+            ("worker.threads", "7"),
             ("worker.device", "cuda:1"),
             ("worker.cuda_memory_bytes", "7000"),
             ("worker.cuda_tf32", "true"),

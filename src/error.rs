@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use crate::wire::error::WireError;
 use crate::wire::status::Status;
@@ -69,6 +70,8 @@ pub enum JobError {
     },
     #[error("the deadline had passed {late_ms} ms before the job could run")]
     Deadline { late_ms: u128 },
+    #[error("the deadline is {left:.1?} away, and a run of this job takes some {estimate:.1?}; it was not run")]
+    OutOfReach { left: Duration, estimate: Duration },
     #[error("{0}")]
     Failed(String),
     #[error("the broker does not take the reply: {said}; send fewer rows a job, or raise the broker's limit")]
@@ -108,7 +111,7 @@ impl JobError {
             | Self::OutputName { .. }
             | Self::ReplyTooLarge { .. } => Status::InvalidArgument,
             Self::Version { .. } => Status::NotFound,
-            Self::Deadline { .. } => Status::DeadlineExceeded,
+            Self::Deadline { .. } | Self::OutOfReach { .. } => Status::DeadlineExceeded,
             Self::Failed(_) | Self::ReplyRefused { .. } | Self::Exhausted { .. } | Self::Panicked { .. } => {
                 Status::Internal
             }
@@ -216,6 +219,13 @@ mod tests {
                 Status::NotFound,
             ),
             (JobError::Deadline { late_ms: 5 }, Status::DeadlineExceeded),
+            (
+                JobError::OutOfReach {
+                    left: Duration::from_millis(5),
+                    estimate: Duration::from_millis(7),
+                },
+                Status::DeadlineExceeded,
+            ),
             (JobError::Failed(text("the model failed")), Status::Internal),
             (JobError::ReplyRefused { said: text("too big") }, Status::Internal),
             (JobError::Exhausted { deliveries: 10 }, Status::Internal),

@@ -26,8 +26,9 @@
 //! and what its fate means), `src/worker/message.rs` (replies and dead letters), `src/worker/flight.rs` and
 //! `src/worker/unconfirmed.rs` (confirms and returns, matched to their messages), `src/worker/sift.rs` (which message the
 //! broker closed the channel for), `src/worker/load.rs` (from files to engines), `src/worker/isolate.rs` (a job that came
-//! back, in a process of its own), `src/worker/watch.rs` (runs that take too long), `src/worker/coalesce.rs` (fewer wake-ups
-//! under load).
+//! back, in a process of its own), `src/worker/watch.rs` (runs that take too long), `src/worker/turns.rs` (which model
+//! runs next), `src/worker/prefetch.rs` (how much is taken ahead), `src/worker/backlog.rs` (how much waits),
+//! `src/worker/coalesce.rs` (fewer wake-ups under load).
 //!
 //! For tests only: `src/worker/simulation/`, which runs these rules against a model broker in schedules drawn from seeds.
 //!

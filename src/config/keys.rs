@@ -169,7 +169,8 @@ settings! {
         /// Private key (PEM) of that certificate.
         client_key_file: Option<PathBuf>, "client_key_file" = "", OptionalPath,
             "A key is of use only with its certificate.";
-        /// Deliveries the broker hands out ahead of their acks, for each consumer.
+        /// Most deliveries the broker hands out ahead of their acks, for each consumer. Fewer are asked for where more would keep no
+        /// engine busier, or could not be finished in half of `worker.drain_timeout_ms`.
         prefetch: u16, "prefetch" = 256, WholeNumber(1..=2_000_u16),
             "Four batches of 64 keep an engine busy while replies are being confirmed; a crash computes at most this many again.";
         /// How often both sides say that they are alive; two missed beats end the connection.
@@ -214,6 +215,10 @@ settings! {
         /// Inference threads for each model; 0: one on the CPU, two on a GPU.
         instances: Option<NonZeroUsize>, "instances" = 0, OptionalCount(1_024),
             "One thread keeps up with what one queue delivers of a small model; on a GPU one batch is copied while another computes.";
+        /// Runs that go on at the same time, over all models; 0: as many as the process has cores. Models that wait for each other
+        /// share the time, not the turns.
+        threads: usize, "threads" = 0, WholeNumber(0..=1_024_usize),
+            "More runs than cores only take the cores from each other, and from the broker's connections.";
         /// Where models run. A GPU that cannot be used keeps the worker from starting.
         device: Device, "device" = "cpu", DeviceRule,
             "Every machine has one.";

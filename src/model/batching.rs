@@ -7,7 +7,7 @@ use std::fmt;
 
 use super::compare::{Deviation, Tolerance, elements, worst};
 use super::golden::Golden;
-use super::probe_rows::{Form, ProbeRows, ROWS};
+use super::probe_rows::{self, ProbeRows, ROWS};
 use super::signature::{Dim, Signature};
 use crate::wire::tensor::Datatype;
 use crate::worker::infer::{Engine, EngineError, Output};
@@ -85,20 +85,8 @@ fn first_axes(signature: &Signature) -> Option<String> {
 }
 
 fn try_rows(engine: &mut dyn Engine, signature: &Signature, golden: Option<&Golden>) -> Result<Trial, BatchingError> {
-    let recorded = golden.and_then(|golden| ProbeRows::recorded(signature, golden));
-    let is_dynamic = |dim: &Dim| matches!(dim, Dim::Dynamic(_));
-    let has_inner = signature
-        .inputs
-        .iter()
-        .any(|spec| spec.shape.iter().skip(1).any(is_dynamic));
-    let sizes = if has_inner { &INNER_SIZES[..] } else { &INNER_SIZES[..1] };
-    // Made only when the rows before them have shown nothing.
-    let forms = sizes
-        .iter()
-        .flat_map(|size| SCALES.map(|scale| Form { size: *size, scale }));
-    let generated = forms.filter_map(|form| ProbeRows::generated(signature, form));
     let mut reasons = Vec::new();
-    for rows in recorded.into_iter().chain(generated) {
+    for rows in probe_rows::candidates(signature, golden) {
         match compare_runs(engine, signature, &rows)? {
             Trial::Unproven(reason) => reasons.push(reason),
             trial @ (Trial::Independent | Trial::Axes(_) | Trial::Coupled(_)) => return Ok(trial),
@@ -229,12 +217,6 @@ pub enum BatchingError {
     #[error("the model could not be tried with several rows")]
     Device(#[source] EngineError),
 }
-
-/// What to try for dynamic axes besides the first. A length of 1 suits most; some models need a longer sequence
-/// or a larger image before anything is left after their convolutions, or before a softmax says something.
-const INNER_SIZES: [usize; 4] = [1, 2, 8, 32];
-/// How large to make the values. A classifier that only names the class calls small rows all the same.
-const SCALES: [u8; 3] = [1, 10, 50];
 
 #[cfg(test)]
 mod tests {
@@ -396,7 +378,7 @@ mod tests {
         let expected = "nothing shows that rows are independent (with a single row, the model failed on this input: \
                         index out of range): record at least 3 distinct golden rows, or set batching in model.toml";
         assert_eq!(reason, expected);
-        assert_eq!(engine.runs, INNER_SIZES.len() * SCALES.len());
+        assert_eq!(engine.runs, probe_rows::INNER_SIZES.len() * probe_rows::SCALES.len());
     }
 
     #[test]
@@ -431,7 +413,7 @@ mod tests {
         );
 
         assert_eq!(probe(&mut engine, None, None).unwrap(), Batching::Rows);
-        assert_eq!(engine.runs, 2 * SCALES.len() + ROWS + 1);
+        assert_eq!(engine.runs, 2 * probe_rows::SCALES.len() + ROWS + 1);
     }
 
     #[test]

@@ -1,6 +1,8 @@
-//! What `models/` holds: the repository's layout, signatures, golden vectors, and whether rows may share a run.
+//! What `models/` holds: the repository's layout, signatures, golden vectors, whether rows may share a run, and how long
+//! runs take.
 
 pub mod batching;
+pub mod capacity;
 mod compare;
 pub mod digest;
 pub mod golden;
@@ -11,5 +13,6 @@ pub mod settings;
 pub mod signature;
 #[cfg(test)]
 pub mod test_engine;
+pub mod timing;
 
 pub use compare::{Deviation, Tolerance};

@@ -5,6 +5,22 @@ use super::signature::{Dim, Signature, TensorSpec};
 use crate::wire::tensor::Datatype;
 use crate::worker::infer::Input;
 
+/// Rows to try one after the other: the recorded ones, then made-up ones of every form, each made only when it is asked for.
+pub(super) fn candidates(signature: &Signature, golden: Option<&Golden>) -> impl Iterator<Item = ProbeRows> {
+    let recorded = golden.and_then(|golden| ProbeRows::recorded(signature, golden));
+    let is_dynamic = |dim: &Dim| matches!(dim, Dim::Dynamic(_));
+    let has_inner = signature
+        .inputs
+        .iter()
+        .any(|spec| spec.shape.iter().skip(1).any(is_dynamic));
+    let sizes = if has_inner { &INNER_SIZES[..] } else { &INNER_SIZES[..1] };
+    let forms = sizes
+        .iter()
+        .flat_map(|size| SCALES.map(|scale| Form { size: *size, scale }));
+    let generated = forms.filter_map(|form| ProbeRows::generated(signature, form));
+    recorded.into_iter().chain(generated)
+}
+
 /// Distinct rows for every input of a model.
 pub(super) struct ProbeRows {
     /// In the order of the signature.
@@ -28,7 +44,7 @@ struct InputRows {
 
 impl ProbeRows {
     /// The first `ROWS` distinct rows of golden vectors; `None` if there are fewer, or they do not fit the model.
-    pub(super) fn recorded(signature: &Signature, golden: &Golden) -> Option<Self> {
+    fn recorded(signature: &Signature, golden: &Golden) -> Option<Self> {
         let tensors = golden.inputs_for(&signature.inputs).ok()?;
         let rows = golden.rows()?;
         let mut all = Vec::new();
@@ -66,10 +82,7 @@ impl ProbeRows {
 
     /// One row, as the inputs of a run.
     pub(super) fn single(&self, row: usize) -> Vec<Input<'_>> {
-        self.inputs
-            .iter()
-            .map(|input| input.run(&input.rows[row..=row]))
-            .collect()
+        self.inputs.iter().map(|input| input.run(row..=row)).collect()
     }
 
     /// The first row, as often as it takes to fill an axis of fixed size; `None` if that takes too much memory.
@@ -95,7 +108,15 @@ impl ProbeRows {
 
     /// All rows, as the inputs of one run.
     pub(super) fn together(&self) -> Vec<Input<'_>> {
-        self.inputs.iter().map(|input| input.run(&input.rows)).collect()
+        self.repeated(ROWS)
+    }
+
+    /// So many rows, these over and over, as the inputs of one run.
+    pub(super) fn repeated(&self, rows: usize) -> Vec<Input<'_>> {
+        self.inputs
+            .iter()
+            .map(|input| input.run((0..rows).map(|row| row % ROWS)))
+            .collect()
     }
 }
 
@@ -129,13 +150,11 @@ impl InputRows {
         })
     }
 
-    fn run<'a>(&'a self, rows: &'a [Vec<u8>]) -> Input<'a> {
-        let mut shape = vec![rows.len()];
+    fn run(&self, rows: impl Iterator<Item = usize>) -> Input<'_> {
+        let parts: Vec<_> = rows.map(|row| &*self.rows[row]).collect();
+        let mut shape = vec![parts.len()];
         shape.extend(&self.shape);
-        Input {
-            shape,
-            parts: rows.iter().map(Vec::as_slice).collect(),
-        }
+        Input { shape, parts }
     }
 }
 
@@ -174,6 +193,11 @@ fn push(datatype: Datatype, scale: u8, [input, row, element]: [usize; 3], data: 
     }
 }
 
+/// What to try for dynamic axes besides the first. A length of 1 suits most; some models need a longer sequence
+/// or a larger image before anything is left after their convolutions, or before a softmax says something.
+pub(super) const INNER_SIZES: [usize; 4] = [1, 2, 8, 32];
+/// How large to make the values. A classifier that only names the class calls small rows all the same.
+pub(super) const SCALES: [u8; 3] = [1, 10, 50];
 /// With two rows an exchange of both would still look like a rule; a third, in the middle, has two neighbours.
 pub(super) const ROWS: usize = 3;
 /// A dynamic image of 1024 x 1024 in three colours still fits; three such rows are some 50 MB.

@@ -15,6 +15,8 @@ pub struct Proof {
     /// `None`: no golden vectors are recorded for this version.
     pub golden: Option<GoldenReport>,
     pub batching: Batching,
+    /// The golden vectors themselves.
+    pub recorded: Option<Golden>,
 }
 
 /// Runs the golden vectors, if there are any, and finds out whether rows may share a run.
@@ -32,6 +34,7 @@ pub fn prove(engine: &mut dyn Engine, files: &VersionFiles, settings: &Settings)
     Ok(Proof {
         golden: report,
         batching,
+        recorded: golden,
     })
 }
 

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::broker::link::Role;
+use crate::model::capacity::Capacity;
 use crate::wire::status::Status;
 
 /// The registry and what is shared by all models.
@@ -21,6 +22,7 @@ pub struct Metrics {
     jobs: IntCounterVec,
     job_seconds: HistogramVec,
     deliveries: IntCounterVec,
+    waiting: Waiting,
     rows: IntCounterVec,
     batches: IntCounterVec,
     bisected: IntCounterVec,
@@ -30,6 +32,8 @@ pub struct Metrics {
     rows_limit: IntGaugeVec,
     wait_seconds: HistogramVec,
     infer_seconds: HistogramVec,
+    seconds_per_row: GaugeVec,
+    seconds_per_run: GaugeVec,
     connection_up: IntGaugeVec,
     connects: IntCounterVec,
     connect_failures: IntCounterVec,
@@ -42,10 +46,20 @@ pub struct Metrics {
     log: Option<ErrorCounter>,
 }
 
+/// What is taken ahead, and what is not taken yet.
+struct Waiting {
+    prefetch: IntGaugeVec,
+    backlog_jobs: IntGaugeVec,
+    backlog_seconds: GaugeVec,
+}
+
 /// One model, whatever version answers.
 #[derive(Clone)]
 pub struct ModelMetrics {
     pub deliveries: IntCounter,
+    /// What the broker may have sent ahead of its acks.
+    pub prefetch: IntGauge,
+    pub backlog: BacklogMetrics,
     jobs: Arc<[(Status, IntCounter)]>,
     job_seconds: Histogram,
 }
@@ -57,6 +71,29 @@ impl ModelMetrics {
             jobs.inc();
         }
         self.job_seconds.observe(elapsed.as_secs_f64());
+    }
+}
+
+/// What waits for a model. Its series are there while it is known.
+#[derive(Clone)]
+pub struct BacklogMetrics {
+    model: Arc<str>,
+    jobs: IntGaugeVec,
+    seconds: GaugeVec,
+}
+
+impl BacklogMetrics {
+    pub fn show(&self, jobs: i64, seconds: Option<f64>) {
+        self.jobs.with_label_values(&[&*self.model]).set(jobs);
+        if let Some(seconds) = seconds {
+            self.seconds.with_label_values(&[&*self.model]).set(seconds);
+        }
+    }
+
+    pub fn hide(&self) {
+        // Fails where there is nothing to hide.
+        let _ = self.jobs.remove_label_values(&[&*self.model]);
+        let _ = self.seconds.remove_label_values(&[&*self.model]);
     }
 }
 
@@ -76,6 +113,8 @@ pub struct LaneMetrics {
     pub rows_limit: IntGauge,
     wait_seconds: Histogram,
     infer_seconds: Histogram,
+    seconds_per_row: Gauge,
+    seconds_per_run: Gauge,
 }
 
 impl LaneMetrics {
@@ -86,8 +125,23 @@ impl LaneMetrics {
         self.infer_seconds.observe(infer.as_secs_f64());
     }
 
+    /// What runs take is known anew.
+    pub fn measured(&self, capacity: Capacity) {
+        self.seconds_per_row.set(capacity.seconds_per_row);
+        self.seconds_per_run.set(capacity.seconds_per_run);
+    }
+
     pub fn waited(&self, wait: Duration) {
         self.wait_seconds.observe(wait.as_secs_f64());
+    }
+
+    /// Rows of a job in the mean, so far.
+    pub fn job_rows(&self) -> f64 {
+        let jobs = self.wait_seconds.get_sample_count();
+        if jobs == 0 {
+            return 1.0;
+        }
+        (self.rows.get() as f64 / jobs as f64).max(1.0)
     }
 }
 
@@ -111,6 +165,15 @@ pub struct ReplyMetrics {
     pub confirm_seconds: Histogram,
 }
 
+impl ReplyMetrics {
+    /// From publishing to the confirm in the mean; `None` before the first.
+    pub fn confirm_mean(&self) -> Option<Duration> {
+        let confirms = self.confirm_seconds.get_sample_count();
+        let mean = self.confirm_seconds.get_sample_sum() / confirms as f64;
+        Duration::try_from_secs_f64(mean).ok()
+    }
+}
+
 /// The rights to settle.
 #[derive(Clone)]
 pub struct ReceiptMetrics {
@@ -124,6 +187,7 @@ impl Metrics {
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         let add = Adding(&registry);
+        let (seconds_per_row, seconds_per_run) = capacity(&add)?;
         Ok(Self {
             jobs: add.counters("inferq_jobs_total", "Jobs by the status they got", &["model", "code"])?,
             job_seconds: add.histograms(
@@ -133,6 +197,7 @@ impl Metrics {
                 seconds(),
             )?,
             deliveries: add.counters("inferq_deliveries_total", "Messages taken off the queue", &["model"])?,
+            waiting: waiting(&add)?,
             rows: add.counters("inferq_rows_total", "Rows run", LANE)?,
             batches: add.counters(
                 "inferq_batches_total",
@@ -163,6 +228,8 @@ impl Metrics {
                 seconds(),
             )?,
             infer_seconds: add.histograms("inferq_infer_duration_seconds", "Run of a batch", LANE, seconds())?,
+            seconds_per_row,
+            seconds_per_run,
             connection_up: add.gauges(
                 "inferq_connection_up",
                 "Whether the connection to the broker works",
@@ -198,6 +265,12 @@ impl Metrics {
     pub fn model(&self, model: &str) -> ModelMetrics {
         ModelMetrics {
             deliveries: self.deliveries.with_label_values(&[model]),
+            prefetch: self.waiting.prefetch.with_label_values(&[model]),
+            backlog: BacklogMetrics {
+                model: model.into(),
+                jobs: self.waiting.backlog_jobs.clone(),
+                seconds: self.waiting.backlog_seconds.clone(),
+            },
             jobs: Status::ALL
                 .into_iter()
                 .map(|status| (status, self.jobs.with_label_values(&[model, status.name()])))
@@ -218,6 +291,8 @@ impl Metrics {
             rows_limit: self.rows_limit.with_label_values(labels),
             wait_seconds: self.wait_seconds.with_label_values(labels),
             infer_seconds: self.infer_seconds.with_label_values(labels),
+            seconds_per_row: self.seconds_per_row.with_label_values(labels),
+            seconds_per_run: self.seconds_per_run.with_label_values(labels),
         }
     }
 
@@ -245,6 +320,35 @@ impl Metrics {
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
         String::from_utf8_lossy(&text).into_owned()
     }
+}
+
+fn capacity(add: &Adding<'_>) -> prometheus::Result<(GaugeVec, GaugeVec)> {
+    let per_row = "What each row adds to a run, as measured; 0 until then";
+    let per_run = "What a run takes besides its rows, as measured";
+    Ok((
+        add.real_gauges("inferq_model_seconds_per_row", per_row, LANE)?,
+        add.real_gauges("inferq_model_seconds_per_run", per_run, LANE)?,
+    ))
+}
+
+fn waiting(add: &Adding<'_>) -> prometheus::Result<Waiting> {
+    Ok(Waiting {
+        prefetch: add.gauges(
+            "inferq_prefetch",
+            "Deliveries that the broker may send ahead of their acks",
+            &["model"],
+        )?,
+        backlog_jobs: add.gauges(
+            "inferq_backlog_jobs",
+            "Jobs that wait in the queue, looked at every 5 s",
+            &["model"],
+        )?,
+        backlog_seconds: add.real_gauges(
+            "inferq_backlog_seconds",
+            "What this worker alone would need for the jobs in the queue and in its hands",
+            &["model"],
+        )?,
+    })
 }
 
 fn replies(add: &Adding<'_>) -> prometheus::Result<ReplyMetrics> {
@@ -310,6 +414,10 @@ impl Adding<'_> {
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
         self.add(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn real_gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<GaugeVec> {
+        self.add(GaugeVec::new(Opts::new(name, help), labels))
     }
 
     fn histograms(

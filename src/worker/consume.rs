@@ -4,6 +4,7 @@
 //! channel is a generation with receipts of its own.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -12,12 +13,14 @@ use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Connection, Consumer};
 use tokio::sync::mpsc::Sender;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::backlog::Backlog;
 use super::decode::{self, Decoded, Limits, Served};
+use super::prefetch::{self, CONFIRM_ASSUMED, Load, Lowered};
 use super::reply::Answer;
 use super::settle::{self, Receipt, Receipts};
 use super::{Fatal, WorkerError};
@@ -28,7 +31,7 @@ use crate::broker::topology::{self, Names};
 use crate::config::{BrokerConfig, TopologyConfig};
 use crate::error::chain;
 use crate::telemetry::health::{Condition, Health};
-use crate::telemetry::metrics::ReceiptMetrics;
+use crate::telemetry::metrics::{ReceiptMetrics, ReplyMetrics};
 
 /// One message from the broker, with the right to settle it.
 pub struct Delivery {
@@ -52,6 +55,9 @@ pub struct Consume {
     pub answers: Sender<Vec<Answer>>,
     pub health: Health,
     pub receipts: ReceiptMetrics,
+    /// Known by those who publish: how long confirms take.
+    pub replies: ReplyMetrics,
+    pub drain_timeout: Duration,
     pub stop: CancellationToken,
     pub fatal: Fatal,
 }
@@ -70,6 +76,8 @@ struct Generation {
     consumer: Consumer,
     receipts: Receipts,
     settling: JoinHandle<Result<(), lapin::Error>>,
+    /// Ends when it is dropped.
+    watching: JoinSet<()>,
 }
 
 impl Consume {
@@ -120,25 +128,56 @@ impl Consume {
         }
     }
 
-    async fn open(&self, connection: &Connection) -> Result<Generation, BrokerError> {
+    async fn open(&self, connection: &Arc<Connection>) -> Result<Generation, BrokerError> {
         topology::prepare(connection, &self.topology, [&*self.model.name]).await?;
         let channel = connection.create_channel().await?;
-        channel
-            .basic_qos(self.broker.prefetch, BasicQosOptions::default())
-            .await?;
+        let prefetch = self.prefetch();
+        channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
         let queue = Names::new(&self.topology.prefix).queue(&self.model.name);
         let options = BasicConsumeOptions::default();
         let consumer = channel
             .basic_consume(queue.clone(), ShortString::default(), options, FieldTable::default())
             .await
             .map_err(|error| topology::refusal(format!("queue `{queue}`"), error))?;
-        let (receipts, settler) = settle::generation(self.broker.prefetch, self.receipts.clone());
+        let (receipts, settler) = settle::generation(prefetch, self.receipts.clone());
+        let backlog = Backlog {
+            model: self.model.clone(),
+            queue,
+            in_hand: receipts.in_hand(),
+            connection: connection.clone(),
+        };
+        let mut watching = JoinSet::new();
+        watching.spawn(backlog.watch());
         Ok(Generation {
             settling: tokio::spawn(settler.run(channel.clone())),
             channel,
             consumer,
             receipts,
+            watching,
         })
+    }
+
+    /// Anew for every channel: what runs and confirms take is known better each time.
+    fn prefetch(&self) -> u16 {
+        let asked = self.broker.prefetch;
+        let lanes = self.model.lanes.values();
+        let loads: Vec<Load> = lanes.filter_map(|(lane, _)| lane.load()).collect();
+        let confirm = self.replies.confirm_mean().unwrap_or(CONFIRM_ASSUMED);
+        let prefetch = prefetch::prefetch(asked, &loads, confirm, self.drain_timeout);
+        let reason = match prefetch.lowered {
+            None => "",
+            Some(Lowered::Enough) => "more would not make its engines any busier",
+            Some(Lowered::Drained) => {
+                "more could not be finished in half of worker.drain_timeout_ms; worker.instances, if there are cores, or a \
+                 longer timeout leave room for more"
+            }
+        };
+        if prefetch.lowered.is_some() {
+            let deliveries = prefetch.deliveries;
+            info!(model.name = %self.model.name, "prefetch is {deliveries} and not {asked}: {reason}");
+        }
+        self.model.metrics.prefetch.set(prefetch.deliveries.into());
+        prefetch.deliveries
     }
 
     /// Passes deliveries on until the generation ends.
@@ -148,6 +187,7 @@ impl Consume {
             mut consumer,
             receipts,
             mut settling,
+            watching,
         } = generation;
         let mut cancelling = None;
         let ended = loop {
@@ -175,6 +215,8 @@ impl Consume {
             }
         };
         drop(receipts);
+        drop(watching);
+        self.model.metrics.backlog.hide();
         match &ended {
             Ended::Stopping => {
                 // Ends when the last job of this generation is settled.
@@ -234,9 +276,9 @@ impl Consume {
 }
 
 /// A consumer that lasted this long was good; the next failure is a new one.
-const STABLE: std::time::Duration = std::time::Duration::from_secs(10);
+const STABLE: Duration = Duration::from_secs(10);
 
-const CLOSE_MAX: std::time::Duration = std::time::Duration::from_secs(1);
+const CLOSE_MAX: Duration = Duration::from_secs(1);
 
 /// About 0.1 ms of JSON numbers; raw tensors take far less at any size.
 const DECODED_HERE_MAX: usize = 64 * 1024;

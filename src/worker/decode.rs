@@ -12,9 +12,11 @@ use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 
 use super::consume::Delivery;
+use super::prefetch::Load;
 use super::reply::{Answer, Outcome};
 use super::settle::Receipt;
 use crate::error::JobError;
+use crate::model::capacity::Estimate;
 use crate::model::signature::{Dim, Dims, Signature, TensorSpec};
 use crate::telemetry::metrics::{LaneMetrics, ModelMetrics};
 use crate::wire::error::{WireError, excerpt};
@@ -39,7 +41,23 @@ pub struct Lane {
     /// Whether rows of several jobs may run together.
     pub batching: bool,
     pub rows_max: usize,
+    /// How many of its runs may go on at once.
+    pub engines: usize,
+    /// What a run takes; its engines keep it up to date.
+    pub capacity: Arc<Estimate>,
     pub metrics: LaneMetrics,
+}
+
+impl Lane {
+    /// What its engines do with jobs; `None` until it has been measured.
+    pub fn load(&self) -> Option<Load> {
+        Some(Load {
+            capacity: self.capacity.get()?,
+            engines: self.engines,
+            rows_max: self.batching.then_some(self.rows_max),
+            job_rows: self.metrics.job_rows(),
+        })
+    }
 }
 
 /// What a job may ask of the worker.

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::batch::{Batch, EngineSlot};
+use super::batch::{Batch, EngineSlot, Work};
 use super::decode::{Job, Lane};
 use super::hardware::Hardware;
 use super::isolate::{Isolated, Isolation};
@@ -23,6 +23,7 @@ use super::rows_limit::RowsLimit;
 use super::watch::{Stop, Watched};
 use super::{Fatal, WorkerError};
 use crate::error::JobError;
+use crate::model::capacity::Fit;
 use crate::model::signature::Signature;
 use crate::wire::tensor::rows_range;
 
@@ -88,6 +89,8 @@ pub enum EngineError {
 pub struct Inference {
     pub engine: Box<dyn Engine + Send>,
     pub lane: Arc<Lane>,
+    /// What the runs of this engine take.
+    pub fit: Fit,
     /// The model's file and where it runs, for a process of its own.
     pub model: PathBuf,
     pub hardware: Hardware,
@@ -119,9 +122,14 @@ impl Inference {
                 return;
             }
             // The stage drops the slots it has no more batches for.
-            let Ok(batch) = batch.blocking_recv() else { return };
+            let Ok(Work { batch, mut turn }) = batch.blocking_recv() else {
+                return;
+            };
+            turn.begin(Instant::now());
             let mut answers = Vec::with_capacity(batch.jobs.len());
             let lost = self.execute(batch, &mut answers).err();
+            // The next run need not wait until the answers are passed on.
+            drop(turn);
             // Also when the device was lost on the way: what was computed before is good.
             if self.answers.blocking_send(answers).is_err() {
                 return;
@@ -194,6 +202,8 @@ impl Inference {
             watched: &self.watched,
             run_max: self.run_max,
             lane: &self.lane,
+            // A process of its own takes longer, and runs what says little of other jobs.
+            fit: (!apart).then_some(&mut self.fit),
             limit: if apart { &mut other_limit } else { &mut self.rows_limit },
         };
         let ran = guarded.run_batch(jobs);
@@ -293,6 +303,7 @@ struct Guarded<'a> {
     watched: &'a Watched,
     run_max: Duration,
     lane: &'a Lane,
+    fit: Option<&'a mut Fit>,
     limit: &'a mut RowsLimit,
 }
 
@@ -332,7 +343,8 @@ impl Guarded<'_> {
     }
 
     fn run_once(&mut self, inputs: &[Input<'_>], rows: std::ops::Range<usize>) -> Result<Run, EngineError> {
-        self.watched.begin(Instant::now(), self.engine.stopper());
+        let began = Instant::now();
+        self.watched.begin(began, self.engine.stopper());
         // A panic must cost one job its answer, not a batch its receipts.
         let ran = catch_unwind(AssertUnwindSafe(|| self.engine.run(inputs)));
         let stopped = self.watched.end();
@@ -348,10 +360,19 @@ impl Guarded<'_> {
             }
             ran => ran?,
         };
+        self.measured(rows.len(), began.elapsed());
         let run = Run { rows, outputs };
         run.check(self.lane)?;
         self.limit.ran();
         Ok(run)
+    }
+
+    fn measured(&mut self, rows: usize, took: Duration) {
+        if let Some(fit) = &mut self.fit {
+            let capacity = fit.add(rows, took);
+            self.lane.capacity.set(capacity);
+            self.lane.metrics.measured(capacity);
+        }
     }
 }
 

@@ -12,10 +12,12 @@ use super::onnx::{LoadError, OnnxEngine, Placement, Runtime, SharedWeights};
 use crate::config::Config;
 use crate::error::chain;
 use crate::model::batching::Batching;
+use crate::model::capacity::Fit;
 use crate::model::digest::DigestError;
-use crate::model::proof::{self, ProofError};
+use crate::model::proof::{self, Proof, ProofError};
 use crate::model::repository::{ModelFiles, VersionFiles};
 use crate::model::signature::Signature;
+use crate::model::timing;
 
 /// A model that is ready to be served.
 pub struct LoadedModel {
@@ -25,12 +27,21 @@ pub struct LoadedModel {
     pub versions: Vec<LoadedVersion>,
 }
 
+impl LoadedModel {
+    /// Engines of all its versions.
+    pub fn engines(&self) -> usize {
+        self.versions.iter().map(|version| version.engines.len()).sum()
+    }
+}
+
 /// One version, with an engine for each of its threads.
 pub struct LoadedVersion {
     pub version: u64,
     pub signature: Signature,
     pub batching: bool,
     pub rows_max: usize,
+    /// How long runs take, as far as the first ones tell.
+    pub fit: Fit,
     /// What the engines were loaded from.
     pub file: PathBuf,
     pub hardware: Hardware,
@@ -53,7 +64,7 @@ pub enum VersionError {
 /// An engine that has shown what it must.
 pub struct Proven {
     pub engine: OnnxEngine,
-    pub batching: Batching,
+    pub proof: Proof,
     pub placement: Placement,
 }
 
@@ -78,7 +89,7 @@ pub fn first_engine(
     let placement = engine.placement()?;
     Ok(Proven {
         engine,
-        batching: proof.batching,
+        proof,
         placement,
     })
 }
@@ -111,8 +122,8 @@ fn load_version(
     let weights = SharedWeights::new(runtime);
     let hardware = Hardware::of(&config.worker, &model.settings);
     let Proven {
-        engine: first,
-        batching,
+        engine: mut first,
+        proof,
         placement,
     } = first_engine(runtime, model, files, &weights, &hardware)?;
     let signature = first.signature().clone();
@@ -123,13 +134,16 @@ fn load_version(
             first.unserved().join(", ")
         );
     }
-    if let Batching::Off { reason } = &batching {
+    if let Batching::Off { reason } = &proof.batching {
         info!(
             model.name = model.name,
             model.version = files.version,
             "not batched: {reason}"
         );
     }
+    let rows_max = model.settings.rows_max.unwrap_or(config.batch.rows_max).get();
+    let batching = proof.batching == Batching::Rows;
+    let fit = timing::time(&mut first, proof.recorded.as_ref(), batching.then_some(rows_max));
     let instances = model.settings.instances.or(config.worker.instances);
     let instances = instances.unwrap_or_else(|| hardware.instances()).get();
     let mut engines: Vec<Box<dyn Engine + Send>> = vec![Box::new(first)];
@@ -143,13 +157,16 @@ fn load_version(
         device = %hardware.device,
         ran_on = %placement,
         load_ms = began.elapsed().as_millis() as u64,
+        row_us = fit.capacity().map(|capacity| (capacity.seconds_per_row * 1e6) as u64),
+        run_us = fit.capacity().map(|capacity| (capacity.seconds_per_run * 1e6) as u64),
         "model loaded"
     );
     Ok(LoadedVersion {
         version: files.version,
         signature,
-        batching: batching == Batching::Rows,
-        rows_max: model.settings.rows_max.unwrap_or(config.batch.rows_max).get(),
+        batching,
+        rows_max,
+        fit,
         file: files.onnx.clone(),
         hardware,
         placement,

@@ -4,6 +4,7 @@
 //! queue → consume → decode → batch → infer → reply → settle → queue
 //! ```
 
+pub mod backlog;
 pub mod batch;
 pub mod coalesce;
 pub mod consume;
@@ -17,6 +18,7 @@ pub mod message;
 pub mod onnx;
 pub mod outputs;
 pub mod plan;
+pub mod prefetch;
 pub mod reply;
 pub mod rows_limit;
 pub mod settle;
@@ -25,10 +27,12 @@ pub mod sift;
 mod simulation;
 #[cfg(test)]
 mod testing;
+pub mod turns;
 pub mod unconfirmed;
 pub mod watch;
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,10 +54,12 @@ use self::message::Author;
 use self::plan::Plan;
 use self::reply::{Answer, Reply};
 use self::rows_limit::RowsLimit;
+use self::turns::{Seat, Turns};
 use self::watch::{Patience, Watch, Watched};
 use crate::broker::link::{Link, Role, Supervisor};
 use crate::broker::topology::{Mismatch, Names};
 use crate::config::{Config, QueueType};
+use crate::model::capacity::Estimate;
 use crate::telemetry::health::{Condition, Health};
 use crate::telemetry::metrics::Metrics;
 
@@ -162,7 +168,11 @@ impl Worker {
         let (fatal, fatal_receiver) = mpsc::channel(1);
         let (answers, answers_receiver) = mpsc::channel(ANSWERS_QUEUED_MAX);
         let mut stages = JoinSet::new();
+        let threads = threads(&self.config);
+        let engines: usize = self.models.iter().map(LoadedModel::engines).sum();
         let shared = Shared {
+            threads,
+            turns: (engines > threads).then(|| Turns::new(threads)),
             memory: Arc::new(Semaphore::new(
                 self.config.limits.memory_bytes.min(Semaphore::MAX_PERMITS),
             )),
@@ -269,6 +279,10 @@ struct Shared {
     stop: CancellationToken,
     fatal: Fatal,
     answers: Sender<Vec<Answer>>,
+    /// `worker.threads`.
+    threads: usize,
+    /// `None` where there are as many threads as engines.
+    turns: Option<Turns>,
 }
 
 impl Shared {
@@ -309,6 +323,8 @@ impl Shared {
             answers: self.answers.clone(),
             health: self.health.clone(),
             receipts: self.metrics.receipts.clone(),
+            replies: self.metrics.reply.clone(),
+            drain_timeout: self.config.worker.drain_timeout,
             stop: self.stop.clone(),
             fatal: self.fatal.clone(),
         }
@@ -336,15 +352,25 @@ impl Shared {
                 signature: loaded.signature.clone(),
                 batching: loaded.batching,
                 rows_max: loaded.rows_max,
+                engines: loaded.engines.len().min(self.threads),
+                capacity: Arc::new(Estimate::new(loaded.fit.capacity())),
             });
+            if let Some(capacity) = loaded.fit.capacity() {
+                lane.metrics.measured(capacity);
+            }
             lane.metrics.rows_limit.set(lane.rows_max as i64);
             let (jobs, jobs_receiver) = mpsc::channel(usize::from(self.config.broker.prefetch));
             let (idle, idle_receiver) = mpsc::channel(loaded.engines.len());
-            let batcher = Batcher::new(lane.rows_max, lane.batching);
+            let batcher = Batcher::new(lane.rows_max, lane.batching, lane.capacity.clone());
             let linger = self.config.batch.linger;
+            let seat = match &self.turns {
+                Some(turns) => turns.seat(loaded.engines.len()),
+                None => Seat::free(),
+            };
             stages.spawn(batch::run(
                 batcher,
                 linger,
+                seat,
                 jobs_receiver,
                 idle_receiver,
                 self.answers.clone(),
@@ -375,6 +401,7 @@ impl Shared {
             let inference = Inference {
                 engine,
                 lane: lane.clone(),
+                fit: loaded.fit.clone(),
                 model: loaded.file.clone(),
                 hardware: loaded.hardware.clone(),
                 isolation: self.isolation.clone(),
@@ -418,6 +445,14 @@ fn prefetch_within(config: &Config, models: usize) -> u16 {
         );
     }
     prefetch
+}
+
+/// How many runs may go on at once.
+fn threads(config: &Config) -> usize {
+    match config.worker.threads {
+        0 => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+        threads => threads,
+    }
 }
 
 fn isolation(config: &Config, program: PathBuf) -> Option<Isolation> {

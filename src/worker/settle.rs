@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio::sync::mpsc::{self, Receiver, Sender, WeakSender};
 
 use crate::telemetry::metrics::ReceiptMetrics;
 
@@ -77,6 +77,20 @@ impl Receipts {
             settled: Some(self.settled.clone()),
             metrics: self.metrics.clone(),
         }
+    }
+
+    pub fn in_hand(&self) -> InHand {
+        InHand(self.settled.downgrade())
+    }
+}
+
+/// Counts the deliveries of one generation that are not settled.
+pub struct InHand(WeakSender<(DeliveryTag, Verdict)>);
+
+impl InHand {
+    pub fn jobs(&self) -> usize {
+        // Each receipt holds a sender until it is used, and `Receipts` one more.
+        self.0.strong_count().saturating_sub(1)
     }
 }
 

@@ -49,6 +49,8 @@ impl Jobs {
             signature,
             batching: true,
             rows_max: 4,
+            engines: 1,
+            capacity: Arc::default(),
             metrics: metrics.lane("pair", "1"),
         });
         Self {

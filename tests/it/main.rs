@@ -5,6 +5,7 @@
 //! broker that this process starts; a test that harms its broker starts another.
 
 mod bodies;
+mod capacity;
 mod chaos;
 mod dead;
 mod demo;

@@ -11,7 +11,7 @@ use lapin::types::AMQPValue;
 use tokio::process::Command;
 
 use crate::support::producer::headers_of;
-use crate::support::{Nesting, Request, Scene, Tensor, models, root, within};
+use crate::support::{Nesting, Request, Scene, Tensor, eventually, models, root, within};
 
 /// Opens a block of commands; the next block, if it opens with `SHOWN`, is what they print.
 const COMMANDS: &str = "```sh test";
@@ -53,7 +53,12 @@ async fn the_metrics_are_those_of_a_worker_with_their_types_and_labels() {
     let scene = Scene::new();
     let worker = scene.worker("affine").start().await;
 
-    let metrics = worker.metrics().await;
+    // The backlog is looked at once the worker is ready.
+    let metrics = eventually("the backlog to be shown", || async {
+        let metrics = worker.metrics().await;
+        metrics.sum("inferq_backlog_seconds").map(|_| metrics)
+    })
+    .await;
 
     let text = metrics.text();
     let actual = text.lines().filter_map(|line| {

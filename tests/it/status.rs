@@ -5,7 +5,7 @@ use lapin::types::AMQPValue;
 use crate::support::body::{BINARY, Body, JSON, MSGPACK};
 use crate::support::metrics::Metrics;
 use crate::support::scene::as_producer;
-use crate::support::{Element, Job, Nesting, Producer, Reply, Request, Scene, Tensor};
+use crate::support::{Element, Job, Nesting, Producer, Reply, Request, Scene, Tensor, eventually};
 
 fn good() -> Request {
     Request::new([Tensor::fp32("x", &[[0.0, 1.0, 2.0, 3.0]])])
@@ -486,26 +486,26 @@ async fn a_job_past_its_deadline_is_answered_so_and_never_becomes_a_dead_letter(
 #[tokio::test]
 async fn a_deadline_that_passes_while_the_job_waits_behind_others_counts() {
     let scene = Scene::new();
-    scene.declare("slow").await;
+    let worker = scene.worker("slow").env("INFERQ_BATCH__ROWS_MAX", "1").start().await;
     let mut producer = scene.producer().await;
 
-    // Twenty runs of twenty milliseconds and more lie before the last job, which has less time than that.
-    let job = scene.job("slow", good().msgpack());
-    let mut jobs = vec![job.clone(); 20];
-    let worker = scene.worker("slow").env("INFERQ_BATCH__ROWS_MAX", "1").start().await;
+    // A hundred runs of twenty milliseconds and more, of which the first has begun when the job comes that has less time.
+    let long = Request::new([Tensor::fp32("x", &[[0.5; 4]; 100])]).msgpack();
+    let long = producer.send(scene.job("slow", long)).await;
+    eventually("the long job to be in hand", || async {
+        (worker.metrics().await.sum("inferq_jobs_in_hand") == Some(1.0)).then_some(())
+    })
+    .await;
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .expect("after 1970");
-    let soon = i64::try_from(now.as_millis()).expect("before the year 292278994") + 100;
-    jobs.push(job.deadline(soon).correlation_id("late"));
-    let ids = producer.send_all(jobs).await;
-    let replies = producer.replies(&ids).await;
+    let soon = i64::try_from(now.as_millis()).expect("before the year 292278994") + 500;
+    let late = producer.send(scene.job("slow", good().msgpack()).deadline(soon)).await;
+    let (long, late) = (producer.reply(&long).await, producer.reply(&late).await);
     worker.drain().await;
 
-    for (id, replies) in replies {
-        let expected = if id == "late" { "DEADLINE_EXCEEDED" } else { "OK" };
-        assert_eq!(replies[0].status(), expected, "{id}");
-    }
+    assert_eq!(long.status(), "OK");
+    late.error("DEADLINE_EXCEEDED");
     scene.nothing_is_left("slow").await;
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::support::body::Body;
 use crate::support::link::{ClosedPort, Link, through};
 use crate::support::scene::as_worker;
-use crate::support::{Broker, Job, Reply, Request, Scene, Tensor};
+use crate::support::{Broker, Job, Reply, Request, Scene, Tensor, eventually};
 
 fn numbered(scene: &Scene, model: &str, number: u16) -> Job {
     let id = number.to_string();
@@ -232,10 +232,17 @@ async fn a_worker_that_cannot_finish_in_time_gives_its_jobs_back() {
     let worker = worker.env("INFERQ_WORKER__DRAIN_TIMEOUT_MS", "200").start().await;
     let mut producer = scene.producer().await;
 
+    // A worker takes no more ahead than it can finish in time, as far as it can tell: of jobs of one row.
+    let long = Request::new([Tensor::fp32("x", &[[0.5; 4]; 200])]).msgpack();
+    producer.send(scene.job("slow", long).fire_and_forget()).await;
     let ids = producer
         .send_all((0..JOBS).map(|number| numbered(&scene, "slow", number)))
         .await;
-    producer.hear_one().await;
+    eventually("the long job to be in hand", || async {
+        let in_hand = worker.metrics().await.sum("inferq_jobs_in_hand");
+        in_hand.is_some_and(|jobs| jobs > 0.0).then_some(())
+    })
+    .await;
     worker.sigterm();
     worker.exit().await;
     let held = worker.logged("what it held", held_when_late).await;

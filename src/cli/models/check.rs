@@ -59,7 +59,7 @@ impl Checked {
         match proof {
             // With the whole chain of causes, on one line.
             Err(error) => checked.error = Some(format!("{error:#}")),
-            Ok(Proof { golden, batching }) => {
+            Ok(Proof { golden, batching, .. }) => {
                 checked.golden_rows = golden.as_ref().map(|report| report.rows);
                 checked.golden_deviation = golden.as_ref().map(share_of_tolerance);
                 checked.batching = batching == Batching::Rows;

@@ -7,8 +7,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::batch::Batcher;
 use super::super::testing::Jobs;
+use super::super::turns::Turn;
 use super::super::watch::{Patience, Watch};
 use super::*;
+use crate::model::capacity::Fit;
 use crate::model::signature::Signature;
 use crate::model::test_engine::{Array, TestEngine, spec};
 use crate::wire::status::Status;
@@ -47,6 +49,7 @@ fn rig_of(jobs: &Jobs, engine: Box<dyn Engine + Send>, runs: Arc<Mutex<Vec<usize
         inference: Inference {
             engine,
             lane: jobs.lane.clone(),
+            fit: Fit::default(),
             model: PathBuf::new(),
             hardware: Hardware::CPU,
             isolation: None,
@@ -367,7 +370,8 @@ fn run_thread(rig: Rig, jobs: Vec<Job>) -> (Vec<Answer>, Option<WorkerError>) {
     let (inference, mut idle, mut answers, mut fatal) = (rig.inference, rig.idle, rig.answers, rig.fatal);
     let thread = std::thread::spawn(move || inference.run());
     let slot = idle.blocking_recv().unwrap();
-    assert!(slot.0.send(batch(jobs)).is_ok());
+    let (batch, turn) = (batch(jobs), Turn::free());
+    assert!(slot.0.send(Work { batch, turn }).is_ok());
     let answered = answers.blocking_recv();
     drop(idle);
     thread.join().unwrap();
@@ -574,7 +578,7 @@ proptest! {
         let jobs = with_rows_max(rows_max);
         let culprit = |id: u64| sizes[id as usize].2 == 0;
         let mut rig = rig(&jobs, fail_on((0..sizes.len() as u64).filter(|id| culprit(*id)).collect()));
-        let mut batcher = Batcher::new(rows_max, true);
+        let mut batcher = Batcher::new(rows_max, true, Arc::default());
         for (id, (rows, redelivered, _)) in sizes.iter().enumerate() {
             let mut job = job(&jobs, id as u64, *rows);
             job.envelope.redelivered = *redelivered;
@@ -582,7 +586,7 @@ proptest! {
         }
 
         let mut answers = Vec::new();
-        while let (Some(batch), _) = batcher.take(Instant::now()) {
+        while let (Some(batch), _) = batcher.take(Instant::now(), None) {
             answers.extend(rig.run(batch.jobs));
         }
 

@@ -14,6 +14,8 @@ pub enum Event {
     SharedBatch,
     Sliced,
     Expired,
+    /// Refused, since it could not be run in time.
+    OutOfReach,
     Exhausted,
     Requeued,
     DroppedByBroker,
@@ -26,7 +28,7 @@ pub enum Event {
 }
 
 impl Event {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Enqueued,
         Self::Returned,
         Self::Refused,
@@ -36,6 +38,7 @@ impl Event {
         Self::SharedBatch,
         Self::Sliced,
         Self::Expired,
+        Self::OutOfReach,
         Self::Exhausted,
         Self::Requeued,
         Self::DroppedByBroker,

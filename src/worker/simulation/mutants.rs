@@ -45,6 +45,10 @@ pub enum Mutant {
     MemoryKept,
     /// A step of the wall clock moves the deadlines of jobs that are already taken.
     DeadlineOnWallClock,
+    /// Whether a batch ends before its earliest deadline is not looked at.
+    EstimateIgnored,
+    /// Who came first goes first, whatever the deadlines.
+    OrderOfArrival,
 }
 
 impl Mutant {
@@ -133,4 +137,6 @@ caught! {
     a_drain_that_drops_what_is_held_is_seen: DrainDropsBatch breaks "I6",
     memory_that_is_not_given_back_is_seen: MemoryKept breaks "I1" | "I3",
     a_deadline_on_the_wall_clock_is_seen: DeadlineOnWallClock breaks "I8",
+    a_batch_too_big_for_its_earliest_deadline_is_seen: EstimateIgnored breaks "I8",
+    a_batch_in_the_order_of_arrival_is_seen: OrderOfArrival breaks "I9",
 }

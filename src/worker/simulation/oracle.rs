@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::super::batch::DEADLINE_DEFAULT;
 use super::super::message::Message;
 use super::event::Event;
 use super::messages::{MODEL, body, expected, message_id, queue_name};
@@ -18,7 +19,8 @@ use crate::wire::status::Status;
 /// I1: every job ends in a reply, a dead letter or as its sender wished. I2: no ack before the broker has confirmed that.
 /// I3: no more in hand than allowed. I4: each reply has the rows of its own job. I5: nothing is settled that is not the
 /// worker's to settle. I6: a drain ends and leaves nothing behind. I7: a job that goes wrong costs only itself. I8: no job
-/// is late that is not, and none is run that is.
+/// is late that is not, and none is run that is; nor in a batch that by estimate ends too late for it. I9: the earliest
+/// deadline goes first.
 pub type Checked<T = ()> = Result<T, String>;
 
 pub type JobNumber = usize;
@@ -51,6 +53,7 @@ pub struct Attempt {
     pub redelivered: bool,
     pub count: u64,
     pub deadline: Option<Instant>,
+    pub arrived: Option<Instant>,
     status: Option<Status>,
     reply: Sent,
     dead: Sent,
@@ -87,6 +90,13 @@ pub struct Oracle {
     /// How often each [`Event`] was seen.
     pub events: [u64; Event::ALL.len()],
     setting: Setting,
+}
+
+impl Attempt {
+    /// By when it is to be done, for the order of jobs.
+    fn due(&self) -> Option<Instant> {
+        self.deadline.or_else(|| Some(self.arrived? + DEADLINE_DEFAULT))
+    }
 }
 
 impl Oracle {
@@ -152,6 +162,16 @@ impl Oracle {
         !self.setting.classic && attempt.count >= self.setting.delivery_limit
     }
 
+    /// Whether a batch of so many rows would end after a deadline, by what the worker believes.
+    fn is_out_of_reach(&self, attempt: &Attempt, rows: usize, now: Instant) -> bool {
+        let runs = rows.div_ceil(self.setting.rows_max);
+        let time = self.setting.capacity.map(|capacity| capacity.time(rows, runs));
+        attempt
+            .deadline
+            .zip(time)
+            .is_some_and(|(deadline, time)| now + time > deadline)
+    }
+
     /// A batch is closed.
     pub fn batch(&mut self, attempts: &[AttemptNumber], now: Instant) -> Checked {
         let rows: usize = attempts
@@ -172,6 +192,16 @@ impl Oracle {
             if attempt.deadline.is_some_and(|deadline| deadline <= now) {
                 return Err(format!("I8: job {} is past its deadline and run", attempt.job));
             }
+            if attempts.len() > 1 && self.is_out_of_reach(attempt, rows, now) {
+                return Err(format!(
+                    "I8: job {} cannot meet its deadline in such a batch",
+                    attempt.job
+                ));
+            }
+        }
+        let due = |number: &AttemptNumber| self.attempts[*number].due();
+        if !attempts.iter().is_sorted_by_key(due) {
+            return Err("I9: a batch is not in the order of its deadlines".to_owned());
         }
         if attempts.len() > 1 {
             self.saw(Event::SharedBatch);
@@ -187,6 +217,7 @@ impl Oracle {
         let attempt = &self.attempts[number];
         let job = &self.jobs[attempt.job];
         let late = attempt.deadline.is_some_and(|deadline| deadline <= now);
+        let out_of_reach = self.is_out_of_reach(attempt, job.rows, now);
         let exhausted = self.is_exhausted(attempt);
         let usual = match job.kind {
             Kind::Good | Kind::Heavy | Kind::HugeReply => status == Status::Ok,
@@ -198,7 +229,7 @@ impl Oracle {
             Kind::UnknownVersion => status == Status::NotFound,
         };
         let allowed = match status {
-            Status::DeadlineExceeded => late,
+            Status::DeadlineExceeded => late || out_of_reach,
             Status::Internal => usual || exhausted,
             _ => usual,
         };
@@ -212,7 +243,8 @@ impl Oracle {
         }
         self.attempts[number].status = Some(status);
         match status {
-            Status::DeadlineExceeded => self.saw(Event::Expired),
+            Status::DeadlineExceeded if late => self.saw(Event::Expired),
+            Status::DeadlineExceeded => self.saw(Event::OutOfReach),
             Status::Internal if exhausted => self.saw(Event::Exhausted),
             Status::Unavailable => self.saw(Event::Requeued),
             _ => {}

@@ -6,12 +6,15 @@ use std::time::Duration;
 use fastrand::Rng;
 
 use crate::config::Unroutable;
+use crate::model::capacity::Capacity;
 
 /// What a schedule runs with.
 #[derive(Debug, Clone)]
 pub struct Setting {
     pub prefetch: u16,
     pub rows_max: usize,
+    /// What the worker believes that runs take.
+    pub capacity: Option<Capacity>,
     /// A classic queue counts no deliveries and has no limit on them.
     pub classic: bool,
     pub delivery_limit: u64,
@@ -139,6 +142,11 @@ pub fn draw(seed: u64) -> (Setting, Vec<Step>) {
     let setting = Setting {
         prefetch: rng.u16(1..9),
         rows_max: rng.usize(1..6),
+        // Deadlines are up to five seconds ahead: from never in the way to mostly out of reach.
+        capacity: rng.bool().then(|| Capacity {
+            seconds_per_row: f64::from(rng.f32() + 1e-6),
+            seconds_per_run: f64::from(rng.f32()),
+        }),
         classic,
         delivery_limit: rng.u64(3..7),
         nacks_count: rng.bool(),

@@ -41,7 +41,7 @@ impl Bench {
         };
         Err(Failure {
             seed,
-            setting,
+            setting: Box::new(setting),
             steps,
             violation,
         })
@@ -76,7 +76,7 @@ impl Bench {
 #[derive(Debug)]
 pub struct Failure {
     seed: u64,
-    setting: Setting,
+    setting: Box<Setting>,
     steps: Vec<Step>,
     pub violation: String,
 }

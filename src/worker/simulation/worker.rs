@@ -35,6 +35,7 @@ use super::oracle::{AttemptNumber, Checked, ISOLATED_AFTER, Oracle};
 use super::schedule::{BODY_BYTES_MAX, Kind, ReplyTo, Setting};
 use crate::broker::backoff::Backoff;
 use crate::broker::topology::Names;
+use crate::model::capacity::{Estimate, Fit};
 use crate::telemetry::metrics::Metrics;
 
 /// A worker process.
@@ -85,6 +86,8 @@ impl Worker {
             signature: engine.signature().clone(),
             batching: true,
             rows_max: setting.rows_max,
+            engines: 1,
+            capacity: Arc::default(),
             metrics: metrics.lane(MODEL, "1"),
         });
         let (jobs, lane_receiver) = mpsc::channel(LANE_MAX);
@@ -100,11 +103,12 @@ impl Worker {
                 metrics: metrics.model(MODEL),
             },
             lane: lane_receiver,
-            batcher: Batcher::new(setting.rows_max, true),
+            batcher: batcher(setting, mutant),
             running: None,
             inference: Inference {
                 engine: Box::new(engine),
                 lane,
+                fit: Fit::default(),
                 // What starts processes is no part of this: `Arithmetic` does as if.
                 model: PathBuf::new(),
                 hardware: Hardware::CPU,
@@ -208,6 +212,8 @@ impl Worker {
                 receipt: receipts.receipt(tag),
                 memory,
             };
+            world.oracle.attempts[number].arrived = Some(world.moment.now);
+            let job = &world.oracle.jobs[world.oracle.attempts[number].job];
             if let Some(unix_ms) = job.deadline_unix_ms {
                 let ms = unix_ms - i64::try_from(world.moment.unix.as_millis()).unwrap_or(i64::MAX);
                 let ahead = Duration::from_millis(ms.unsigned_abs());
@@ -250,16 +256,19 @@ impl Worker {
         if self.running.is_some() || self.answers.len() >= ANSWERS_MAX {
             return Ok(());
         }
-        while !self.batcher.is_full() && self.batcher.push(self.lane.try_recv().ok()) {}
+        while self.batcher.push(self.lane.try_recv().ok()) {}
         let now = match self.mutant {
             Some(Mutant::DeadlineOnWallClock) => world.moment.now + world.ahead,
             _ => world.moment.now,
         };
-        let (batch, expired) = self.batcher.take(now);
+        let (mut batch, expired) = self.batcher.take(now, None);
         if !expired.is_empty() {
             self.answer(expired, world)?;
         }
-        if let Some(batch) = &batch {
+        if let Some(batch) = &mut batch {
+            if self.has(Mutant::OrderOfArrival) {
+                batch.jobs.sort_by_key(|job| attempt(&job.envelope));
+            }
             let attempts: Vec<_> = batch.jobs.iter().map(|job| attempt(&job.envelope)).collect();
             world.oracle.batch(&attempts, world.moment.now)?;
         }
@@ -498,7 +507,7 @@ impl Worker {
         }
         if self.has(Mutant::DrainDropsBatch) {
             while self.lane.try_recv().is_ok() {}
-            self.batcher = Batcher::new(self.setting.rows_max, true);
+            self.batcher = batcher(&self.setting, self.mutant);
         }
     }
 
@@ -538,6 +547,12 @@ impl Worker {
         world.oracle.saw(Event::Drained);
         Ok(())
     }
+}
+
+/// What runs take is drawn with the schedule: the clock of the machine has no place in it.
+fn batcher(setting: &Setting, mutant: Option<Mutant>) -> Batcher {
+    let capacity = setting.capacity.filter(|_| mutant != Some(Mutant::EstimateIgnored));
+    Batcher::new(setting.rows_max, true, Arc::new(Estimate::new(capacity)))
 }
 
 /// The attempt that an envelope belongs to.
