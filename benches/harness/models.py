@@ -13,27 +13,27 @@ for its three nodes.
 import struct
 from pathlib import Path
 
+from . import onnx
+from .onnx import FLOAT, INT64, field, node, tensor, value_info
 from .programs import TARGET
 
 COLUMNS, CLASSES = 1000, 10  # Of `dense`, so that the same load fits.
 STATE, STEPS = 256, 1000
 REPOSITORY = TARGET / "floor/models"
-FLOAT, INT64 = 1, 7
-INT_ATTRIBUTE = 2
 # Old enough for every ONNX Runtime from 1.17 on.
 OPSET, IR_VERSION = 13, 7
 
 
 def recurrent() -> Path:
-    nodes, state = [node("MatMul", ["input", "first"], "x")], "x"
+    nodes, state = [node("MatMul", ["input", "first"], ["x"])], "x"
     for step in range(STEPS):
         nodes += [
-            node("Mul", [state, "weights"], f"product-{step}"),
-            node("Add", [f"product-{step}", "x"], f"sum-{step}"),
-            node("Tanh", [f"sum-{step}"], f"state-{step}"),
+            node("Mul", [state, "weights"], [f"product-{step}"]),
+            node("Add", [f"product-{step}", "x"], [f"sum-{step}"]),
+            node("Tanh", [f"sum-{step}"], [f"state-{step}"]),
         ]
         state = f"state-{step}"
-    nodes += [node("MatMul", [state, "last"], "classes"), node("Softmax", ["classes"], "probabilities", axis=1)]
+    nodes += [node("MatMul", [state, "last"], ["classes"]), node("Softmax", ["classes"], ["probabilities"], axis=1)]
     constants = [
         tensor("first", FLOAT, [COLUMNS, STATE], numbers(COLUMNS * STATE, 0.05, 1)),
         tensor("weights", FLOAT, [STATE], numbers(STATE, 0.9, 2)),
@@ -45,7 +45,7 @@ def recurrent() -> Path:
 def wide() -> Path:
     bounds = {"from": 0, "to": CLASSES, "axis": 1}
     constants = [tensor(name, INT64, [1], struct.pack("<q", value)) for name, value in bounds.items()]
-    nodes = [node("Slice", ["input", *bounds], "first")]
+    nodes = [node("Slice", ["input", *bounds], ["first"])]
     return write("wide", model(nodes, constants, ("input", "columns"), ("first", CLASSES)))
 
 
@@ -63,10 +63,10 @@ def copy_names(count: int) -> list[str]:
     return [f"copy-{number}" for number in range(count)]
 
 
-def write(name: str, onnx: bytes) -> Path:
+def write(name: str, model: bytes) -> Path:
     path = REPOSITORY / name / "1/model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(onnx)
+    path.write_bytes(model)
     return path
 
 
@@ -79,44 +79,10 @@ def numbers(count: int, bound: float, state: int) -> bytes:
     return struct.pack(f"<{count}f", *values)
 
 
-# --- ONNX, as much of it as these models need: onnx.proto3 has the numbers of the fields ---
-
-
 def model(nodes: list[bytes], constants: list[bytes], takes: tuple, gives: tuple) -> bytes:
-    graph = b"".join(field(1, node) for node in nodes) + field(2, "bench")
-    graph += b"".join(field(5, constant) for constant in constants)
-    graph += field(11, value_info(*takes)) + field(12, value_info(*gives))
+    graph = b"".join(field(onnx.NODE, node) for node in nodes) + field(onnx.NAME, "bench")
+    graph += b"".join(field(onnx.INITIALIZER, constant) for constant in constants)
+    for place, (name, columns) in [(onnx.INPUT, takes), (onnx.OUTPUT, gives)]:
+        graph += field(place, value_info(name, FLOAT, ["batch", columns]))
     opset = field(1, "") + field(2, OPSET)
-    return field(1, IR_VERSION) + field(2, "inferq benches") + field(7, graph) + field(8, opset)
-
-
-def node(kind: str, takes: list[str], gives: str, **attributes: int) -> bytes:
-    message = b"".join(field(1, name) for name in takes) + field(2, gives) + field(4, kind)
-    for name, value in attributes.items():
-        message += field(5, field(1, name) + field(3, value) + field(20, INT_ATTRIBUTE))
-    return message
-
-
-def tensor(name: str, kind: int, shape: list[int], raw: bytes) -> bytes:
-    return b"".join(field(1, size) for size in shape) + field(2, kind) + field(8, name) + field(9, raw)
-
-
-def value_info(name: str, columns: int | str) -> bytes:
-    axes = b"".join(field(1, field(1 if isinstance(size, int) else 2, size)) for size in ("batch", columns))
-    return field(1, name) + field(2, field(1, field(1, FLOAT) + field(2, axes)))
-
-
-def field(number: int, value: int | str | bytes) -> bytes:
-    """A field of a protobuf message."""
-    if isinstance(value, int):
-        return varint(number << 3) + varint(value)
-    value = value.encode() if isinstance(value, str) else value
-    return varint(number << 3 | 2) + varint(len(value)) + value
-
-
-def varint(value: int) -> bytes:
-    parts = []
-    while value >= 128:
-        parts.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*parts, value])
+    return field(1, IR_VERSION) + field(2, "inferq benches") + field(onnx.GRAPH, graph) + field(8, opset)
