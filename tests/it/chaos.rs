@@ -32,7 +32,7 @@ const SIZES: Sizes = Sizes {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn whatever_fails_every_confirmed_job_ends_and_every_answer_is_its_own() {
     // Every kind of fault comes once even if the time is too short for it.
-    let seconds = number("INFERQ_TEST_CHAOS_SECONDS").unwrap_or(30);
+    let seconds = number("INFERQ_TEST_CHAOS_SECONDS").unwrap_or(60);
     let seed = number("INFERQ_TEST_CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..));
     eprintln!("chaos: INFERQ_TEST_CHAOS_SEED={seed} INFERQ_TEST_CHAOS_SECONDS={seconds}");
     let mut chaos = Chaos::start().await;

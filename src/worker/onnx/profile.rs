@@ -4,37 +4,25 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Deserialize;
+use tempfile::TempDir;
 
 /// A folder for one profile, removed with all that is in it.
-pub struct ProfileFolder(PathBuf);
+pub struct ProfileFolder(TempDir);
 
 impl ProfileFolder {
     /// # Errors
     /// There is no folder for temporary files that can be written.
     pub fn new() -> io::Result<Self> {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let folder = std::env::temp_dir().join(format!("inferq-profile-{}-{number}", std::process::id()));
-        fs::create_dir(&folder)?;
-        Ok(Self(folder))
+        tempfile::Builder::new().prefix("inferq-profile-").tempdir().map(Self)
     }
 
     /// What the names of profiles in it begin with.
     pub fn prefix(&self) -> PathBuf {
-        self.0.join("run")
-    }
-}
-
-impl Drop for ProfileFolder {
-    fn drop(&mut self) {
-        // What cannot be removed is left to whoever cleans the folder of temporary files.
-        let _ = fs::remove_dir_all(&self.0);
+        self.0.path().join("run")
     }
 }
 
@@ -160,13 +148,13 @@ mod tests {
     #[test]
     fn the_folder_of_a_profile_goes_with_it() {
         let (first, second) = (ProfileFolder::new().unwrap(), ProfileFolder::new().unwrap());
-        let path = first.0.clone();
-        fs::write(first.prefix(), "profile").unwrap();
+        let path = first.0.path().to_owned();
+        std::fs::write(first.prefix(), "profile").unwrap();
 
-        assert_ne!(path, second.0);
+        assert_ne!(path, second.0.path());
         drop(first);
 
         assert!(!path.exists());
-        assert!(second.0.exists());
+        assert!(second.0.path().exists());
     }
 }

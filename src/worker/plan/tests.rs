@@ -107,6 +107,31 @@ fn a_dead_letter_for_an_unroutable_reply_names_the_queue() {
     }
 }
 
+#[test]
+fn a_direct_reply_flies_alone_once_its_job_came_back_and_is_unroutable_if_the_broker_hangs_up_over_it() {
+    let desk = Desk::new(Unroutable::DeadLetter);
+    let publish = |queue: &str, redelivered: bool| {
+        let mut answer = desk.answer(Some(queue), result());
+        answer.envelope.redelivered = redelivered;
+        match desk.plan.start(answer) {
+            Next::Publish(parcel, _) => parcel,
+            _ => panic!("no reply"),
+        }
+    };
+    let direct = "amq.rabbitmq.reply-to.a.b";
+
+    let alone =
+        [(direct, true), (direct, false), ("replies", true)].map(|(queue, back)| publish(queue, back).flies_alone());
+    let condemned = desk.plan.condemn(publish(direct, true), "INTERNAL_ERROR");
+
+    assert_eq!(alone, [true, false, false]);
+    let Next::Publish(parcel, letter) = condemned else {
+        panic!("no dead letter");
+    };
+    assert_eq!(shown(&letter), "dead UNROUTABLE_REPLY");
+    assert!(!parcel.flies_alone(), "a dead letter is like any other");
+}
+
 fn result() -> Outcome {
     Outcome::Result {
         body: Encoded {
