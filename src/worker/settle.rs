@@ -96,7 +96,12 @@ impl InHand {
 
 /// The two ends for one generation that asked for `prefetch` deliveries at a time.
 pub fn generation(prefetch: u16, metrics: ReceiptMetrics) -> (Receipts, Settler) {
-    let (settled, receiver) = mpsc::channel(VERDICTS_MAX);
+    generation_with(VERDICTS_MAX, prefetch, metrics)
+}
+
+/// As [`generation`], with room for so many verdicts.
+pub(super) fn generation_with(verdicts_max: usize, prefetch: u16, metrics: ReceiptMetrics) -> (Receipts, Settler) {
+    let (settled, receiver) = mpsc::channel(verdicts_max);
     let settler = Settler {
         settled: receiver,
         window: Window::new(usize::from(prefetch) / 2),
@@ -264,7 +269,7 @@ const ACK: Entry = Entry::Told(Verdict::Ack);
 /// deliveries bound them; no memory is set aside for more. The prefetch window does not: RabbitMQ 3.10 widens it by one for
 /// every message that it moves to the dead letters at its delivery limit, and a verdict that found no room would leave its
 /// job unacked, and the acks behind it unsaid, until the channel closes.
-const VERDICTS_MAX: usize = 1 << 20;
+pub(super) const VERDICTS_MAX: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {

@@ -34,6 +34,9 @@ pub struct Consuming {
     /// The broker sends nothing more.
     pub cancelled: bool,
     next_tag: DeliveryTag,
+    /// By how much the broker exceeds the prefetch window: RabbitMQ 3.10 by one more for each message that it moves to the
+    /// dead letters at the delivery limit, whoever had it.
+    pub widened: usize,
     unacked: BTreeMap<DeliveryTag, (Queued, AttemptNumber)>,
     /// On their way to the worker, or in the client's buffer.
     pub deliveries: VecDeque<(DeliveryTag, AttemptNumber)>,
@@ -62,6 +65,7 @@ impl Consuming {
             open: true,
             cancelled: false,
             next_tag: 1,
+            widened: 0,
             unacked: BTreeMap::new(),
             deliveries: VecDeque::new(),
             frames: VecDeque::new(),
@@ -120,11 +124,15 @@ impl Broker {
 
     pub fn deliver(&mut self, consuming: &mut Consuming, count: usize, oracle: &mut Oracle) {
         for _ in 0..count {
-            let room = consuming.unacked.len() < usize::from(self.setting.prefetch);
+            let prefetch = usize::from(self.setting.prefetch);
+            let room = consuming.unacked.len() < prefetch + consuming.widened;
             if !consuming.open || consuming.cancelled || !room {
                 return;
             }
             let Some(queued) = self.ready.pop_front() else { return };
+            if consuming.unacked.len() >= prefetch {
+                oracle.saw(Event::WindowExceeded);
+            }
             let count = if self.setting.classic { 0 } else { queued.returns };
             let attempt = oracle.attempt(queued.job, queued.delivered, count);
             let tag = consuming.next_tag;

@@ -19,6 +19,8 @@ pub enum Event {
     Exhausted,
     Requeued,
     DroppedByBroker,
+    /// The broker has handed out more than was asked for.
+    WindowExceeded,
     MemoryShort,
     AckLost,
     ConfirmLost,
@@ -28,7 +30,7 @@ pub enum Event {
 }
 
 impl Event {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Enqueued,
         Self::Returned,
         Self::Refused,
@@ -42,6 +44,7 @@ impl Event {
         Self::Exhausted,
         Self::Requeued,
         Self::DroppedByBroker,
+        Self::WindowExceeded,
         Self::MemoryShort,
         Self::AckLost,
         Self::ConfirmLost,

@@ -268,6 +268,7 @@ fn worker_step(step: Step, worker: &mut Worker, world: &mut World<'_>) -> Checke
             Step::TakeAcks(count) => world.broker.take_frames(consuming, count, world.oracle)?,
             Step::CloseConsuming | Step::LoseConnections => world.broker.close_consuming(consuming, world.oracle),
             Step::CancelConsumer => consuming.cancelled = true,
+            Step::WidenWindow(by) => consuming.widened += by,
             _ => {}
         }
     }

@@ -49,6 +49,8 @@ pub enum Mutant {
     EstimateIgnored,
     /// Who came first goes first, whatever the deadlines.
     OrderOfArrival,
+    /// There is room for as many verdicts as deliveries were asked for.
+    WindowTakenForExact,
 }
 
 impl Mutant {
@@ -135,6 +137,7 @@ caught! {
     a_batch_that_is_not_bisected_is_seen: NotBisected breaks "I7",
     a_refused_reply_dropped_with_its_channel_is_seen: RefusedDropped breaks "I1",
     a_drain_that_drops_what_is_held_is_seen: DrainDropsBatch breaks "I6",
+    a_verdict_without_room_is_seen: WindowTakenForExact breaks "I1" | "I6",
     memory_that_is_not_given_back_is_seen: MemoryKept breaks "I1" | "I3",
     a_deadline_on_the_wall_clock_is_seen: DeadlineOnWallClock breaks "I8",
     a_batch_too_big_for_its_earliest_deadline_is_seen: EstimateIgnored breaks "I8",

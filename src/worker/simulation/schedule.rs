@@ -103,6 +103,7 @@ pub enum Step {
     ClosePublishing,
     LoseConnections,
     CancelConsumer,
+    WidenWindow(usize),
     Block(bool),
     SetQueue(usize, QueueState),
     SetDeadLetters(QueueState),
@@ -226,7 +227,7 @@ fn publish(rng: &mut Rng, classic: bool) -> Step {
 }
 
 fn fault(rng: &mut Rng) -> Step {
-    match rng.u8(..32) {
+    match rng.u8(..34) {
         0..4 => Step::CloseConsuming,
         4..8 => Step::ClosePublishing,
         8 => Step::LoseConnections,
@@ -243,6 +244,7 @@ fn fault(rng: &mut Rng) -> Step {
         23 | 24 => Step::Drain,
         25 => Step::Leave,
         26 | 27 => Step::Start,
+        28 | 29 => Step::WidenWindow(rng.usize(1..9)),
         _ => Step::Reopen,
     }
 }

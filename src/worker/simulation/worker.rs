@@ -21,7 +21,7 @@ use super::super::message::{Author, Message};
 use super::super::plan::{Fate, Next, Parcel, Parcels, Plan};
 use super::super::reply::Answer;
 use super::super::rows_limit::RowsLimit;
-use super::super::settle::{Receipts, Settler, Verdict, generation};
+use super::super::settle::{Receipts, Settler, VERDICTS_MAX, Verdict, generation_with};
 use super::super::sift::Suspects;
 use super::super::unconfirmed::{Address, Unconfirmed};
 use super::super::watch::Watched;
@@ -162,7 +162,12 @@ impl Worker {
     /// Opens the channels that are missing, once their back-off is over.
     pub fn reopen(&mut self, now: Instant) {
         if self.consuming.is_none() && !self.draining && self.consume_again.is_none_or(|again| again <= now) {
-            let (receipts, settler) = generation(self.setting.prefetch, self.metrics.receipts.clone());
+            let verdicts_max = match self.mutant {
+                Some(Mutant::WindowTakenForExact) => usize::from(self.setting.prefetch),
+                _ => VERDICTS_MAX,
+            };
+            let (receipts, settler) =
+                generation_with(verdicts_max, self.setting.prefetch, self.metrics.receipts.clone());
             self.consuming = Some((Consuming::new(), receipts, settler));
         }
         if self.publishing.is_none() && self.publish_again.is_none_or(|again| again <= now) {
