@@ -3,6 +3,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::{Shutdown, SocketAddr};
+use std::ops::Deref;
 use std::os::fd::AsFd;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -13,17 +14,32 @@ use lapin::{AsyncTcpStream, Connection, ConnectionProperties, ErrorKind};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::gate::Gate;
 use super::stream::{self, Screened};
 use super::tls::{self, Problem};
 use super::{BrokerError, is_refusal};
 use crate::config::BrokerConfig;
+
+/// A connection, and the gate before its socket.
+pub struct Connected {
+    client: Connection,
+    pub gate: Gate,
+}
+
+impl Deref for Connected {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.client
+    }
+}
 
 /// Connects once, within `broker.connect_timeout_ms`; `name` is what the broker's operators see.
 ///
 /// Recovery by the client stays off: it acks deliveries of the old connection on the new one (see [`super::link`]).
 /// # Errors
 /// Every cause names the address, and none of them the password.
-pub async fn connect(config: &BrokerConfig, name: &str) -> Result<Connection, BrokerError> {
+pub async fn connect(config: &BrokerConfig, name: &str) -> Result<Connected, BrokerError> {
     let uri = uri(config)?;
     let deadline = Instant::now() + config.connect_timeout;
     let attempt = Attempt {
@@ -48,7 +64,7 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    async fn open(&self, uri: AMQPUri, name: &str, deadline: Instant) -> Result<Connection, BrokerError> {
+    async fn open(&self, uri: AMQPUri, name: &str, deadline: Instant) -> Result<Connected, BrokerError> {
         // Before anything goes over the network: a file that is amiss is amiss without it.
         let connector = self.encrypted.then(|| tls::connector(self.config)).transpose()?;
         let host = uri.authority.host.clone();
@@ -65,14 +81,15 @@ impl Attempt<'_> {
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
         let who = who(&uri);
         let vhost = uri.vhost.clone();
+        let gate = Gate::default();
         // The client asks once, since its own retries are off.
-        let stream = Mutex::new(Some(AsyncTcpStream::Plain(Screened::new(stream))));
+        let stream = Mutex::new(Some(AsyncTcpStream::Plain(Screened::new(stream, gate.clone()))));
         let hand_over = async move |_, _| {
             let stream = stream.lock().ok().and_then(|mut stream| stream.take());
             stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected).into())
         };
         let connected = Connection::connector(uri, stream::runtime(), hand_over, properties).await;
-        let connection = connected.map_err(|error| match error.kind() {
+        let client = connected.map_err(|error| match error.kind() {
             ErrorKind::ProtocolError(said) if is_refusal(said.kind()) => BrokerError::Refused {
                 address: self.address.clone(),
                 who,
@@ -84,7 +101,7 @@ impl Attempt<'_> {
             _ => self.said(error.to_string()),
         })?;
         hangup.disarm();
-        Ok(connection)
+        Ok(Connected { client, gate })
     }
 
     /// Connects to one of the addresses that the name stands for at this moment, in random order.

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::backoff::{Failure, Patience};
-use super::connection;
+use super::connection::{self, Connected};
 use crate::config::BrokerConfig;
 use crate::error::chain;
 use crate::telemetry::health::{Condition, Health};
@@ -47,11 +47,11 @@ impl Role {
 /// A user's end: the connection of the moment.
 #[derive(Clone)]
 pub struct Link {
-    live: watch::Receiver<Option<Arc<Connection>>>,
+    live: watch::Receiver<Option<Arc<Connected>>>,
 }
 
 /// The supervisor's end of a link.
-pub type Live = watch::Sender<Option<Arc<Connection>>>;
+pub type Live = watch::Sender<Option<Arc<Connected>>>;
 
 impl Link {
     pub fn new() -> (Live, Self) {
@@ -60,8 +60,8 @@ impl Link {
     }
 
     /// Waits until there is a connection that works; `None` once the link was closed for good.
-    pub async fn connection(&mut self) -> Option<Arc<Connection>> {
-        let usable = |live: &Option<Arc<Connection>>| live.as_ref().is_some_and(|c| c.status().connected());
+    pub async fn connection(&mut self) -> Option<Arc<Connected>> {
+        let usable = |live: &Option<Arc<Connected>>| live.as_ref().is_some_and(|c| c.status().connected());
         loop {
             if let Some(connection) = self.live.borrow_and_update().clone()
                 && connection.status().connected()
@@ -73,8 +73,8 @@ impl Link {
     }
 
     /// Waits until `connection` is not the connection of the moment any more.
-    pub async fn ended(&self, connection: &Arc<Connection>) {
-        let is_another = |live: &Option<Arc<Connection>>| !live.as_ref().is_some_and(|c| Arc::ptr_eq(c, connection));
+    pub async fn ended(&self, connection: &Arc<Connected>) {
+        let is_another = |live: &Option<Arc<Connected>>| !live.as_ref().is_some_and(|c| Arc::ptr_eq(c, connection));
         // Without a supervisor there will be none.
         let _ = self.live.clone().wait_for(is_another).await;
     }
@@ -137,7 +137,7 @@ impl Supervisor {
         }
     }
 
-    async fn serve(&self, connection: Arc<Connection>, live: &Live) {
+    async fn serve(&self, connection: Arc<Connected>, live: &Live) {
         let mut events = Box::pin(connection.events_listener());
         self.health.clear(&self.role.down());
         self.metrics.connects.inc();
@@ -198,7 +198,7 @@ fn is_of_a_channel(error: &lapin::Error) -> bool {
 }
 
 /// Ends a connection that does not answer, so that its supervisor makes the next.
-pub fn give_up(connection: &Arc<Connection>) {
+pub fn give_up(connection: &Arc<Connected>) {
     let connection = connection.clone();
     tokio::spawn(async move { close(&connection).await });
 }

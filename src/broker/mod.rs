@@ -3,6 +3,7 @@
 pub mod backoff;
 pub mod compare;
 pub mod connection;
+pub mod gate;
 pub mod link;
 pub mod screen;
 pub mod stream;

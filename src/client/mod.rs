@@ -16,8 +16,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use self::calls::{Call, Calls};
+use crate::broker::BrokerError;
+use crate::broker::connection::{self, Connected};
 use crate::broker::topology::Names;
-use crate::broker::{BrokerError, connection};
 use crate::config::BrokerConfig;
 use crate::wire::error::WireError;
 use crate::wire::request::{RequestEncoding, RequestedOutput, encode_request};
@@ -40,7 +41,7 @@ use crate::wire::tensor::Tensor;
 pub struct Client {
     calls: mpsc::Sender<Call>,
     task: JoinHandle<()>,
-    connection: Connection,
+    connection: Connected,
     reply_to: ShortString,
     answer_timeout: Duration,
 }

@@ -6,19 +6,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lapin::Channel;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::{FieldTable, ShortString};
-use lapin::{Channel, Connection};
 
 use super::decode::Served;
 use super::settle::InHand;
+use crate::broker::connection::Connected;
 
 /// What one generation of a model looks after.
 pub struct Backlog {
     pub model: Arc<Served>,
     pub queue: ShortString,
     pub in_hand: InHand,
-    pub connection: Arc<Connection>,
+    pub connection: Arc<Connected>,
 }
 
 impl Backlog {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Connection, Consumer};
+use lapin::{BasicProperties, Channel, Consumer};
 use tokio::sync::mpsc::Sender;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinHandle, JoinSet};
@@ -26,6 +26,7 @@ use super::settle::{self, Receipt, Receipts};
 use super::{Fatal, WorkerError};
 use crate::broker::BrokerError;
 use crate::broker::backoff::{Failure, Patience};
+use crate::broker::connection::Connected;
 use crate::broker::link::{self, Link};
 use crate::broker::topology::{self, Names};
 use crate::config::{BrokerConfig, TopologyConfig};
@@ -128,7 +129,7 @@ impl Consume {
         }
     }
 
-    async fn open(&self, connection: &Arc<Connection>) -> Result<Generation, BrokerError> {
+    async fn open(&self, connection: &Arc<Connected>) -> Result<Generation, BrokerError> {
         topology::prepare(connection, &self.topology, [&*self.model.name]).await?;
         let channel = connection.create_channel().await?;
         let prefetch = self.prefetch();

@@ -22,6 +22,7 @@ use super::plan::{Fate, Parcel, Parcels};
 use super::reply::Due;
 use super::unconfirmed::{Address, Confirmed, Number, Unconfirmed};
 use crate::broker::backoff::Failure;
+use crate::broker::connection::Connected;
 use crate::broker::{self, link};
 use crate::telemetry::metrics::ReplyMetrics;
 
@@ -29,7 +30,7 @@ use crate::telemetry::metrics::ReplyMetrics;
 /// counts a message and queues its frames in two steps.
 pub struct Flight {
     channel: Channel,
-    connection: Arc<Connection>,
+    connection: Arc<Connected>,
     confirm_timeout: Duration,
     metrics: ReplyMetrics,
     confirms: FuturesUnordered<Confirm>,
@@ -121,7 +122,7 @@ fn is_about_a_message(kind: &AMQPErrorKind) -> bool {
 ///
 /// # Errors
 /// The broker did not open it, or not in time.
-pub async fn open(connection: &Arc<Connection>, limit: Duration) -> Result<Channel, Gone> {
+pub async fn open(connection: &Arc<Connected>, limit: Duration) -> Result<Channel, Gone> {
     let opening = async {
         let channel = connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
@@ -138,12 +139,7 @@ pub async fn open(connection: &Arc<Connection>, limit: Duration) -> Result<Chann
 }
 
 impl Flight {
-    pub fn new(
-        channel: Channel,
-        connection: Arc<Connection>,
-        confirm_timeout: Duration,
-        metrics: ReplyMetrics,
-    ) -> Self {
+    pub fn new(channel: Channel, connection: Arc<Connected>, confirm_timeout: Duration, metrics: ReplyMetrics) -> Self {
         Self {
             channel,
             connection,
@@ -185,7 +181,11 @@ impl Flight {
             let publish = |(number, message)| publish(&self.channel, number, message);
             (!piece.is_empty()).then(|| join_all(piece.into_iter().map(publish)))
         });
-        let sending = patiently(&self.connection, self.confirm_timeout, join_all(pieces));
+        let sending = patiently(
+            &self.connection,
+            self.confirm_timeout,
+            self.connection.gate.shut_during(join_all(pieces)),
+        );
         let Some((sent, blocked)) = sending.await else {
             let waited = self.confirm_timeout;
             return Err(format!("nothing could be published for {waited:?}").into());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use lapin::{Channel, Connection};
+use lapin::Channel;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,7 @@ use super::message::Message;
 use super::plan::{Next, Parcel, Parcels, Plan};
 use super::settle::Verdict;
 use crate::broker::backoff::Patience;
+use crate::broker::connection::Connected;
 use crate::broker::link::Link;
 use crate::config::{ReplyConfig, TopologyConfig};
 use crate::error::JobError;
@@ -187,7 +188,7 @@ impl Reply {
 
     /// Waits for a connection, unless it turns out that nothing is left to publish. Answers that arrive meanwhile are kept
     /// in `early`.
-    async fn connection(&mut self, early: &mut Option<Vec<Answer>>) -> Option<Arc<Connection>> {
+    async fn connection(&mut self, early: &mut Option<Vec<Answer>>) -> Option<Arc<Connected>> {
         if early.is_none() {
             tokio::select! {
                 biased;
@@ -202,7 +203,7 @@ impl Reply {
     ///
     /// # Errors
     /// Nothing more can be published here; what was under way has gone back to its queues.
-    async fn publish_on(&mut self, connection: &Arc<Connection>, desk: &mut Desk) -> Result<(), Gone> {
+    async fn publish_on(&mut self, connection: &Arc<Connected>, desk: &mut Desk) -> Result<(), Gone> {
         desk.due.append(&mut desk.instead);
         loop {
             let channel = open(connection, self.config.confirm_timeout).await?;
@@ -236,7 +237,7 @@ impl Reply {
         }
     }
 
-    async fn publish(&mut self, connection: &Arc<Connection>, channel: Channel, desk: &mut Desk) -> Ended {
+    async fn publish(&mut self, connection: &Arc<Connected>, channel: Channel, desk: &mut Desk) -> Ended {
         let mut flight = Flight::new(
             channel,
             connection.clone(),

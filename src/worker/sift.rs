@@ -14,6 +14,7 @@ use tracing::{error, warn};
 use super::flight::{Flight, Gone, Lost, open};
 use super::plan::{Next, Parcel, Parcels};
 use super::reply::{Desk, LOOK, Reply};
+use crate::broker::connection::Connected;
 use crate::broker::topology;
 use crate::error::chain;
 
@@ -53,7 +54,7 @@ impl Reply {
     /// The connection is lost as well; its jobs have gone back to their queues.
     pub(super) async fn sift(
         &self,
-        connection: &Arc<Connection>,
+        connection: &Arc<Connected>,
         said: String,
         under_way: Parcels,
         desk: &mut Desk,
@@ -104,7 +105,7 @@ impl Reply {
     /// Publishes messages on a channel that carries nothing else, and waits for all confirms.
     async fn publish_alone(
         &self,
-        connection: &Arc<Connection>,
+        connection: &Arc<Connected>,
         group: Parcels,
         desk: &mut Desk,
     ) -> Result<(), (Lost, Parcels)> {
