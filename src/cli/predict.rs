@@ -10,8 +10,10 @@ mod table;
 mod tally;
 mod target;
 
+use std::fs;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -80,6 +82,11 @@ pub struct PredictArgs {
 pub fn run(args: &PredictArgs, config: &Config) -> anyhow::Result<()> {
     let rows = Rows::open(&args.input, args.reading())?;
     let format = args.format.unwrap_or_else(|| Format::of(args.output.as_deref()));
+    if let Some(output) = &args.output
+        && is_same_file(&args.input, output)
+    {
+        return Err(PredictError::OutputIsInput(output.clone()).into());
+    }
     let target = Target::open(args.output.as_deref())?;
     let answers = Answers::new(target, format, args.output_name.clone(), rows.total())?;
     // One thread encodes, sends and writes; the broker's socket has its own.
@@ -87,6 +94,16 @@ pub fn run(args: &PredictArgs, config: &Config) -> anyhow::Result<()> {
     let tally = runtime.block_on(predict(args, config, rows, answers))?;
     eprintln!("{}", tally.summary());
     Ok(tally.verdict()?)
+}
+
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let id = |path: &Path| {
+        fs::metadata(path)
+            .ok()
+            .filter(fs::Metadata::is_file)
+            .map(|file| (file.dev(), file.ino()))
+    };
+    id(one).is_some_and(|file| id(other) == Some(file))
 }
 
 async fn predict(args: &PredictArgs, config: &Config, rows: Rows, answers: Answers) -> anyhow::Result<Tally> {
@@ -207,6 +224,8 @@ pub enum PredictError {
     Answers(#[from] AnswerError),
     #[error(transparent)]
     Call(CallError),
+    #[error("--output {} is the file of --input: name another, the rows would be gone", .0.display())]
+    OutputIsInput(PathBuf),
     #[error("stopped before the end: no file was written")]
     Stopped,
 }

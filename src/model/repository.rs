@@ -133,8 +133,12 @@ fn model(name: &str, folder: &Path) -> Result<ModelFiles, Vec<ModelFault>> {
     })
 }
 
-/// Whether a model may be called this: the name becomes a queue, a routing key and a metric label.
+/// Whether a model may be called this: the name becomes a queue, a routing key and a metric label. The queue of `m.dead`
+/// would be the one of the dead letters of `m`.
 pub fn is_name(name: &str) -> bool {
+    if name.ends_with(".dead") {
+        return false;
+    }
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let first = name.bytes().next();
     name.len() <= 64 && first.is_some_and(plain) && name.bytes().all(|byte| plain(byte) || b"._-".contains(&byte))
@@ -444,10 +448,22 @@ mod tests {
 
     #[test]
     fn a_name_is_short_plain_and_lower_case() {
-        for name in ["a", "0", "resnet-50", "a.b_c", &"x".repeat(64)] {
+        for name in ["a", "0", "resnet-50", "a.b_c", "a.deadly", &"x".repeat(64)] {
             assert!(is_name(name), "{name}");
         }
-        for name in ["", ".a", "-a", "_a", "A", "a b", "a/b", "ä", "a*", &"x".repeat(65)] {
+        for name in [
+            "",
+            ".a",
+            "-a",
+            "_a",
+            "A",
+            "a b",
+            "a/b",
+            "ä",
+            "a*",
+            "a.dead",
+            &"x".repeat(65),
+        ] {
             assert!(!is_name(name), "{name}");
         }
     }

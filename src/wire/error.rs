@@ -54,6 +54,8 @@ pub enum Problem {
     NoContentType,
     #[error("`{came}` came; allowed are application/msgpack, application/json and application/octet-stream")]
     ContentType { came: String },
+    #[error("`{came}` came; allowed is none: send the body uncompressed")]
+    Compressed { came: String },
     #[error(
         "with application/octet-stream this header gives the length of the JSON part, an integer >= 0; \
          a body that is JSON alone is application/json"

@@ -69,6 +69,20 @@ impl Encoding {
         Ok(Self::Binary { json_bytes })
     }
 
+    /// Refuses a body that is compressed by its `content_encoding`. Any other value says nothing that the content type does
+    /// not: some clients always write `binary` or `utf-8` there.
+    ///
+    /// # Errors
+    /// The name of a compression came.
+    pub fn refuse_compressed(content_encoding: Option<&str>) -> Result<(), WireError> {
+        let came = content_encoding.unwrap_or_default();
+        if COMPRESSIONS.iter().any(|name| name.eq_ignore_ascii_case(came)) {
+            let came = came.to_owned();
+            return Err(Problem::Compressed { came }.at("content_encoding"));
+        }
+        Ok(())
+    }
+
     /// The content type that names this encoding.
     pub const fn content_type(self) -> &'static str {
         match self {
@@ -112,6 +126,18 @@ const MSGPACK_TYPES: [&str; 3] = [
     "application/x-msgpack",
     "application/vnd.msgpack",
 ];
+/// # Source
+/// IANA, "HTTP Content Coding Registry", whose names clients of AMQP use as well.
+const COMPRESSIONS: [&str; 8] = [
+    "gzip",
+    "x-gzip",
+    "deflate",
+    "br",
+    "zstd",
+    "compress",
+    "x-compress",
+    "bzip2",
+];
 const JSON_TYPE: &str = "application/json";
 const BINARY_TYPE: &str = "application/octet-stream";
 
@@ -137,6 +163,21 @@ mod tests {
         let binary = Encoding::of(Some("application/octet-stream"), Some(12)).unwrap();
 
         assert_eq!(binary, Encoding::Binary { json_bytes: 12 });
+    }
+
+    #[test]
+    fn a_compressed_body_is_refused_by_name_and_other_encodings_are_of_no_account() {
+        for compressed in ["gzip", "GZIP", "zstd", "br"] {
+            let refusal = Encoding::refuse_compressed(Some(compressed)).unwrap_err().to_string();
+
+            assert_eq!(
+                refusal,
+                format!("content_encoding: `{compressed}` came; allowed is none: send the body uncompressed")
+            );
+        }
+        for plain in [None, Some(""), Some("identity"), Some("binary"), Some("utf-8")] {
+            assert_eq!(Encoding::refuse_compressed(plain), Ok(()), "{plain:?}");
+        }
     }
 
     #[test]

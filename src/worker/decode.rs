@@ -299,13 +299,14 @@ pub fn late(deadline: Instant, now: Instant) -> JobError {
 /// How the properties of a job say that its body is encoded.
 ///
 /// # Errors
-/// The content type is missing, unknown, or lacks the header that it needs.
+/// The body is compressed, or the content type is missing, unknown, or lacks the header that it needs.
 pub fn encoding(properties: &BasicProperties) -> Result<Encoding, WireError> {
     let json_bytes = match header(properties, JSON_BYTES_HEADER) {
         Some(AMQPValue::LongString(text)) => text.to_string().parse().ok(),
         Some(value) => integer(value),
         None => None,
     };
+    Encoding::refuse_compressed(properties.content_encoding().as_ref().map(ShortString::as_str))?;
     let content_type = properties.content_type().as_ref().map(ShortString::as_str);
     Encoding::of(content_type, json_bytes)
 }

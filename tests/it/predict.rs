@@ -313,6 +313,8 @@ async fn a_place_that_cannot_be_written_and_a_broker_that_is_not_there_are_named
 
     desk.refuses(&format!("{line} no/y.npy"), &["cannot write no/y.npy"])
         .await;
+    desk.refuses(&format!("{line} ./x.npy"), &["--output ./x.npy", "the file of --input"])
+        .await;
     let closed = ClosedPort::new();
     let address = closed.address().to_string();
     desk.scene.uri = format!("amqp://guest:secret@{address}/%2f");

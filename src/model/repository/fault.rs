@@ -33,7 +33,7 @@ pub enum ModelFault {
     #[error("{root} holds no model {name}, which models.load or the command asks for; there is: {there}")]
     NotThere { name: String, root: PathBuf, there: String },
     #[error(
-        "{folder} cannot be a model's name: rename it to 1 to 64 of a-z 0-9 . _ - that start with a letter or digit"
+        "{folder} cannot be a model's name: rename it to 1 to 64 of a-z 0-9 . _ - that start with a letter or digit and do not end in .dead"
     )]
     Name { folder: PathBuf },
     #[error("{folder} holds no version: put the model at {folder}/1/{ONNX}")]

@@ -295,6 +295,20 @@ fn a_version_of_another_type_is_refused() {
 }
 
 #[test]
+fn a_compressed_body_is_refused_before_anybody_reads_it() {
+    let compressed = |encoding: &str| {
+        let properties = BasicProperties::default().with_content_encoding(encoding.into());
+        decode_with(properties, ONE_ROW).map(|job| job.rows)
+    };
+
+    let (status, error) = compressed("gzip").unwrap_err();
+
+    assert_eq!(status, Status::InvalidArgument);
+    assert!(error.starts_with("content_encoding: `gzip` came"), "{error}");
+    assert_eq!(compressed("utf-8"), Ok(1));
+}
+
+#[test]
 fn a_content_type_that_is_missing_or_unknown_is_refused_and_answered_in_json() {
     for content_type in [None, Some("text/csv")] {
         let jobs = Jobs::new();
