@@ -18,6 +18,7 @@ use inferq::wire::reply::{ReplyMeta, ReplyOutput, encode_reply};
 use inferq::wire::request::{RequestEncoding, encode_request};
 use inferq::wire::tensor::{Datatype, Tensor};
 use inferq::wire::{Encoded, Encoding};
+use inferq::worker::coalesce::Hurry;
 use inferq::worker::consume::Delivery;
 use inferq::worker::decode::{self, Lane, Limits, Served};
 use inferq::worker::hardware::Hardware;
@@ -176,6 +177,7 @@ fn served(metrics: &Metrics) -> Served {
         rows_max: BATCH_JOBS,
         engines: 1,
         capacity: Arc::default(),
+        hurry: Hurry::here(),
         metrics: metrics.lane("dense", "1"),
     });
     Served {

@@ -12,6 +12,7 @@ use inferq::wire::Encoding;
 use inferq::wire::reply::decode_reply;
 use inferq::wire::request::decode_request;
 use inferq::wire::tensor::Datatype;
+use inferq::worker::coalesce::Hurry;
 use inferq::worker::consume::Delivery;
 use inferq::worker::decode::{Lane, Limits, Served, decode};
 use inferq::worker::message::{self, Author, DeadReason};
@@ -133,6 +134,7 @@ fn served(metrics: &Metrics) -> Served {
         rows_max: 4,
         engines: 1,
         capacity: Arc::default(),
+        hurry: Hurry::here(),
         metrics: metrics.lane("pair", "1"),
     };
     Served {

@@ -1,7 +1,6 @@
 //! `inferq worker`: loads the models, serves its HTTP endpoints, and works until it is told to stop.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,10 +31,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     // One thread is all that decoding, publishing and settling need; inference has threads of its own.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .on_thread_park(move || match coalesce.pause() {
-            Duration::ZERO => {}
-            pause => std::thread::sleep(pause),
-        })
+        .on_thread_park(move || coalesce.rest())
         .build()?;
     let ended = runtime.block_on(work(config, metrics));
     // A model that is still loading must not hold up the end.

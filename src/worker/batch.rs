@@ -8,7 +8,7 @@ use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::decode::{Envelope, Job, late};
+use super::decode::{Envelope, Job, Lane, late};
 use super::reply::{Answer, Outcome};
 use super::turns::{Seat, Turn};
 use crate::error::JobError;
@@ -35,6 +35,7 @@ pub async fn run(
     mut batcher: Batcher,
     linger: Duration,
     seat: Seat,
+    lane: Arc<Lane>,
     mut jobs: Receiver<Job>,
     mut idle: Receiver<EngineSlot>,
     answers: Sender<Vec<Answer>>,
@@ -60,6 +61,7 @@ pub async fn run(
         let Some(turn) = wish.granted().await else { return };
         batcher.take_in(&mut jobs);
         let (batch, refused) = batcher.take(Instant::now(), turn.slice());
+        lane.hurry.batch_waits(batcher.is_full());
         match batch {
             Some(batch) => {
                 // An engine that is gone took the device with it; its jobs go back to the broker.
@@ -323,6 +325,7 @@ mod tests {
             batcher,
             Duration::ZERO,
             Seat::free(),
+            Jobs::new().lane,
             jobs_receiver,
             idle_receiver,
             answers,

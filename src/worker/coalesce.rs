@@ -5,8 +5,13 @@
 //! goes to sleep it stays away from the sockets for a moment, so that the next turn finds more of everything: deliveries,
 //! finished batches, confirms. It does so only with many jobs in hand, so that nobody waits who came alone.
 //!
+//! An engine must not stand idle meanwhile with a full batch before it: then its run ends the pause as well. A batch that is
+//! not full is worth more when the pause has filled it.
+//!
 //! `benches/README.md` has what it gives and what it costs.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Thread;
 use std::time::Duration;
 
 use prometheus::IntGauge;
@@ -21,12 +26,47 @@ pub struct Coalesce {
 }
 
 impl Coalesce {
-    /// How long to stay away from the sockets.
-    pub fn pause(&self) -> Duration {
+    /// Stays away from the sockets for as long as it is right.
+    pub fn rest(&self) {
+        match self.pause() {
+            Duration::ZERO => {}
+            pause => std::thread::park_timeout(pause),
+        }
+    }
+
+    fn pause(&self) -> Duration {
         if self.in_hand.get() >= IN_HAND_MIN {
             self.pause
         } else {
             Duration::ZERO
+        }
+    }
+}
+
+/// Ends the pause of the runtime's thread for the engines of one lane.
+pub struct Hurry {
+    runtime: Thread,
+    /// Whether a full batch waits for an engine.
+    waiting: AtomicBool,
+}
+
+impl Hurry {
+    /// For the runtime of the thread that calls this.
+    pub fn here() -> Self {
+        Self {
+            runtime: std::thread::current(),
+            waiting: AtomicBool::new(false),
+        }
+    }
+
+    pub fn batch_waits(&self, waiting: bool) {
+        self.waiting.store(waiting, Ordering::Relaxed);
+    }
+
+    /// To be called when an engine asks for work.
+    pub fn engine_is_idle(&self) {
+        if self.waiting.load(Ordering::Relaxed) {
+            self.runtime.unpark();
         }
     }
 }
@@ -38,6 +78,21 @@ const IN_HAND_MIN: i64 = 16;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_engine_that_a_full_batch_is_there_for_ends_the_pause() {
+        let in_hand = IntGauge::new("in_hand", "in hand").unwrap();
+        in_hand.set(16);
+        let rule = Coalesce {
+            pause: Duration::from_secs(3600),
+            in_hand,
+        };
+        let hurry = Hurry::here();
+        hurry.batch_waits(true);
+
+        std::thread::spawn(move || hurry.engine_is_idle());
+        rule.rest(); // Would take an hour.
+    }
 
     #[test]
     fn only_with_company_is_there_a_pause() {

@@ -11,6 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 
+use super::coalesce::Hurry;
 use super::consume::Delivery;
 use super::prefetch::Load;
 use super::reply::{Answer, Outcome};
@@ -45,6 +46,7 @@ pub struct Lane {
     pub engines: usize,
     /// What a run takes; its engines keep it up to date.
     pub capacity: Arc<Estimate>,
+    pub hurry: Hurry,
     pub metrics: LaneMetrics,
 }
 

@@ -121,6 +121,7 @@ impl Inference {
             if self.idle.blocking_send(EngineSlot(slot)).is_err() {
                 return;
             }
+            self.lane.hurry.engine_is_idle();
             // The stage drops the slots it has no more batches for.
             let Ok(Work { batch, mut turn }) = batch.blocking_recv() else {
                 return;

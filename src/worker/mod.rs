@@ -45,6 +45,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::batch::Batcher;
+use self::coalesce::Hurry;
 use self::consume::Consume;
 use self::decode::{Lane, Limits, Served};
 use self::infer::Inference;
@@ -354,6 +355,7 @@ impl Shared {
                 rows_max: loaded.rows_max,
                 engines: loaded.engines.len().min(self.threads),
                 capacity: Arc::new(Estimate::new(loaded.fit.capacity())),
+                hurry: Hurry::here(),
             });
             if let Some(capacity) = loaded.fit.capacity() {
                 lane.metrics.measured(capacity);
@@ -371,6 +373,7 @@ impl Shared {
                 batcher,
                 linger,
                 seat,
+                lane.clone(),
                 jobs_receiver,
                 idle_receiver,
                 self.answers.clone(),

@@ -9,6 +9,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use tokio::sync::mpsc::{self, Receiver};
 use tokio::time::Instant;
 
+use super::coalesce::Hurry;
 use super::consume::Delivery;
 use super::decode::{Envelope, Job, Lane, Limits, Served, WantedOutput};
 use super::message::Author;
@@ -51,6 +52,7 @@ impl Jobs {
             rows_max: 4,
             engines: 1,
             capacity: Arc::default(),
+            hurry: Hurry::here(),
             metrics: metrics.lane("pair", "1"),
         });
         Self {

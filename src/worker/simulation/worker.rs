@@ -13,6 +13,7 @@ use tokio::sync::mpsc::{self, Receiver};
 use tokio::time::Instant;
 
 use super::super::batch::{Batch, Batcher};
+use super::super::coalesce::Hurry;
 use super::super::consume::Delivery;
 use super::super::decode::{Envelope, Job, Lane, Limits, Moment, Served, decode_at, header};
 use super::super::hardware::Hardware;
@@ -88,6 +89,7 @@ impl Worker {
             rows_max: setting.rows_max,
             engines: 1,
             capacity: Arc::default(),
+            hurry: Hurry::here(),
             metrics: metrics.lane(MODEL, "1"),
         });
         let (jobs, lane_receiver) = mpsc::channel(LANE_MAX);
