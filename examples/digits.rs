@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use futures_util::stream::{self, StreamExt};
 use inferq::client::latency::Latencies;
-use inferq::client::{Client, Job};
+use inferq::client::{Client, Job, Options};
 use inferq::config::Config;
 use inferq::wire::tensor::Tensor;
 use ndarray::{Array1, Array2};
@@ -26,7 +26,12 @@ async fn main() -> anyhow::Result<()> {
     let images: Array2<f32> = ndarray_npy::read_npy("models/digits/test/images.npy")?;
     let labels: Array1<i64> = ndarray_npy::read_npy("models/digits/test/labels.npy")?;
     let config = Config::load(None, &[])?.config;
-    let client = Client::connect(&config.broker, &config.topology.prefix, ANSWER_TIMEOUT).await?;
+    let options = Options {
+        prefix: config.topology.prefix.clone(),
+        answer_timeout: ANSWER_TIMEOUT,
+        ..Options::default()
+    };
+    let client = Client::open(&config.broker, options).await?;
 
     // Each image once, one after the other: what is right, and how long an idle worker takes.
     let alone = send(&client, &images, images.nrows(), 1).await?;

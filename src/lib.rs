@@ -73,3 +73,8 @@ pub mod error;
 
 #[cfg(test)]
 mod map_tests;
+
+/// Compiles what the README shows in Rust.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -4,6 +4,7 @@
 
 mod answers;
 mod cells;
+mod failures;
 mod npy;
 mod rows;
 mod table;
@@ -22,11 +23,13 @@ use futures_util::stream;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::answers::{AnswerError, Answers, Format};
+use self::failures::Failures;
 use self::rows::{InputError, Reading, Rows};
 use self::table::FirstLine;
 use self::tally::Tally;
-use self::target::Target;
-use crate::client::{Answer, CallError, Client, Job};
+use self::target::{OutputError, Target};
+use crate::broker::backoff::Backoff;
+use crate::client::{Answer, CallError, Client, Job, Options};
 use crate::config::Config;
 use crate::wire::status::Status;
 use crate::wire::tensor::Datatype;
@@ -61,6 +64,12 @@ pub struct PredictArgs {
     /// Jobs on the way at a time
     #[arg(long, value_name = "N", default_value = "64")]
     in_flight: NonZeroUsize,
+    /// How often a job is sent again that the workers were too busy for
+    #[arg(long, value_name = "N", default_value = "3")]
+    retries: u32,
+    /// Where to list the rows without an answer, and why, as JSON lines; made only if there are any
+    #[arg(long, value_name = "FILE")]
+    failures: Option<PathBuf>,
     /// How long to wait for the answer to a job
     #[arg(long, value_name = "MS", default_value = "60000", value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
     timeout_ms: u64,
@@ -108,9 +117,14 @@ fn is_same_file(one: &Path, other: &Path) -> bool {
 
 async fn predict(args: &PredictArgs, config: &Config, rows: Rows, answers: Answers) -> anyhow::Result<Tally> {
     let mut stopped = std::pin::pin!(stopped()?);
-    let timeout = Duration::from_millis(args.timeout_ms);
+    let options = Options {
+        prefix: config.topology.prefix.clone(),
+        answer_timeout: Duration::from_millis(args.timeout_ms),
+        in_flight_max: args.in_flight.get(),
+        ..Options::default()
+    };
     let client = tokio::select! {
-        client = Client::connect(&config.broker, &config.topology.prefix, timeout) => client?,
+        client = Client::open(&config.broker, options) => client?,
         () = &mut stopped => return Err(PredictError::Stopped.into()),
     };
     // What a signal drops is the half-written file too, which removes it.
@@ -141,6 +155,7 @@ async fn exchange(
     mut answers: Answers,
 ) -> Result<Tally, PredictError> {
     let mut tally = Tally::new();
+    let mut failures = Failures::new(args.failures.clone());
     let jobs = stream::iter(std::iter::from_fn(|| {
         let tensor = rows.next()?;
         Some(tensor.map(|tensor| (tensor, rows.total_guess())))
@@ -148,7 +163,7 @@ async fn exchange(
     let calls = jobs.map(|read| async move {
         let (tensor, total) = read?;
         let count = tensor.shape[0];
-        let answer = client.call(args.job(tensor)).await;
+        let answer = args.call(client, tensor).await;
         Ok::<_, PredictError>((count, total, answer))
     });
     let mut calls = std::pin::pin!(calls.buffered(args.in_flight.get()));
@@ -163,12 +178,14 @@ async fn exchange(
             Err(error) => {
                 let reason = crate::error::chain(&error);
                 answers.push_failed(count, &reason)?;
+                failures.push(tally.rows(), count, &reason)?;
                 tally.failed(count, reason);
             }
         }
         tally.show(total);
     }
     answers.finish()?;
+    failures.finish()?;
     Ok(tally)
 }
 
@@ -182,8 +199,20 @@ fn concerns_all(error: &CallError, tally: &Tally) -> bool {
         }
         // Nobody has ever answered, so it is not this job that is slow.
         CallError::Timeout(_) => tally.is_empty(),
-        CallError::QueueFull(_) | CallError::Reply(_) => false,
+        CallError::QueueFull(_) | CallError::Reply(_) | CallError::Datatype { .. } => false,
     }
+}
+
+/// True of an error that another time the same job may not meet.
+fn may_pass(error: &CallError) -> bool {
+    matches!(
+        error,
+        CallError::QueueFull(_)
+            | CallError::Refused {
+                code: Status::DeadlineExceeded,
+                ..
+            }
+    )
 }
 
 impl PredictArgs {
@@ -199,6 +228,19 @@ impl PredictArgs {
         }
     }
 
+    /// Calls again where time may help: the queue was full, or the workers could not be done in time.
+    async fn call(&self, client: &Client, rows: crate::wire::tensor::Tensor) -> Result<Answer, CallError> {
+        let job = self.job(rows);
+        let mut backoff = Backoff::new(RETRY_WAIT_MAX);
+        for _ in 0..self.retries {
+            match client.call(job.clone()).await {
+                Err(error) if may_pass(&error) => tokio::time::sleep(backoff.next(fastrand::f64())).await,
+                ended => return ended,
+            }
+        }
+        client.call(job).await
+    }
+
     fn job(&self, mut rows: crate::wire::tensor::Tensor) -> Job {
         rows.name.clone_from(&self.input_name);
         Job {
@@ -206,7 +248,7 @@ impl PredictArgs {
             version: self.version.clone(),
             inputs: vec![rows],
             outputs: self.output_name.iter().cloned().collect(),
-            timing: false,
+            ..Job::default()
         }
     }
 }
@@ -215,6 +257,17 @@ fn datatype(text: &str) -> Result<Datatype, crate::wire::tensor::UnknownDatatype
     text.to_ascii_uppercase().parse()
 }
 
+/// The longest wait before a job is sent again.
+const RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
+
+pub const HELP: &str = "\
+Rows without an answer keep their place and are named at the end; the exit code is then 1.
+
+Examples:
+  inferq predict --model digits --input images.npy --output digits.csv
+  inferq predict --model iris --input flowers.csv --output-name label --format jsonl
+  inferq predict --model dense --input rows.npy --output y.npy --version 3 --in-flight 256";
+
 /// Why there are no answers, or not all of them.
 #[derive(Debug, thiserror::Error)]
 pub enum PredictError {
@@ -222,6 +275,8 @@ pub enum PredictError {
     Input(#[from] InputError),
     #[error(transparent)]
     Answers(#[from] AnswerError),
+    #[error(transparent)]
+    Failures(#[from] OutputError),
     #[error(transparent)]
     Call(CallError),
     #[error("--output {} is the file of --input: name another, the rows would be gone", .0.display())]

@@ -1,31 +1,53 @@
 //! The producer's side: sends jobs and matches their answers (DESIGN, section 2).
 //!
-//! One connection and one channel for everything; the task in `calls` is the only one that publishes on it. Nothing is
-//! reconnected: when the broker is lost every call ends in [`CallError::Lost`], and the caller connects anew.
+//! ```no_run
+//! # async fn example() -> anyhow::Result<()> {
+//! use inferq::client::Client;
+//! use ndarray::{Array2, ArrayD};
+//!
+//! let client = Client::connect("amqp://guest:guest@127.0.0.1:5672/%2f").await?;
+//! let images = Array2::<f32>::zeros((8, 64));
+//! let probabilities: ArrayD<f32> = client.predict_array("digits", &images).await?;
+//! assert_eq!(probabilities.shape(), [8, 10]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A client has one connection, one reply queue and a pool of channels to publish on. When the broker is lost it connects
+//! anew, and sends again what has no answer yet, with the same `message_id`; a second copy of a reply is dropped. For whoever
+//! cannot wait there is a [`Mailbox`]: a durable queue whose replies are there when he comes back.
 
-mod calls;
+mod array;
 pub mod latency;
+mod mailbox;
+mod pending;
+mod session;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use lapin::options::{BasicConsumeOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueDeclareOptions};
-use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
+use bytes::Bytes;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Connection, Consumer, ErrorKind, ExchangeKind};
-use tokio::sync::{mpsc, oneshot};
+use lapin::{BasicProperties, Confirmation};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use self::calls::{Call, Calls};
+pub use self::array::Element;
+pub use self::mailbox::{Letter, Mailbox};
+use self::pending::{Number, Pending};
+use self::session::{Dial, Keeper, Session, State};
 use crate::broker::BrokerError;
-use crate::broker::connection::{self, Connected};
 use crate::broker::topology::Names;
-use crate::config::BrokerConfig;
+use crate::config::{BrokerConfig, Config, ConfigError};
 use crate::wire::error::WireError;
 use crate::wire::request::{RequestEncoding, RequestedOutput, encode_request};
 use crate::wire::status::Status;
-use crate::wire::tensor::Tensor;
+use crate::wire::tensor::{Datatype, Tensor};
 
-/// A connected producer.
+/// A connected producer. Clones are the same client.
 ///
 /// Many jobs, answered in their order, with at most 64 of them on the way:
 /// ```no_run
@@ -38,12 +60,50 @@ use crate::wire::tensor::Tensor;
 /// }
 /// # }
 /// ```
+#[derive(Clone)]
 pub struct Client {
-    calls: mpsc::Sender<Call>,
-    task: JoinHandle<()>,
-    connection: Connected,
-    reply_to: ShortString,
-    answer_timeout: Duration,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    options: Options,
+    number: AtomicU64,
+    pending: Arc<Pending>,
+    /// For calls under way.
+    room: Semaphore,
+    state: watch::Receiver<State>,
+    closed: CancellationToken,
+    keeper: std::sync::Mutex<Option<JoinHandle<()>>>,
+    /// The connection goes with the last clone.
+    _closing: DropGuard,
+}
+
+/// How a client behaves. The defaults suit a service that calls models.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The workers' `topology.prefix`.
+    pub prefix: String,
+    /// How long a call waits for its answer once there is room for it, unless its job says otherwise. Workers are told by the
+    /// job's deadline: what nobody waits for is not computed.
+    pub answer_timeout: Duration,
+    /// Calls under way at a time. Others wait, and their time has not begun.
+    pub in_flight_max: usize,
+    /// Channels to publish on. A call has one for as long as it takes to write its job.
+    pub channels_max: usize,
+    /// How long calls outlive the connection: with no other by then they end in [`CallError::Lost`].
+    pub reconnect_for: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            prefix: "inferq".to_owned(),
+            answer_timeout: Duration::from_secs(60),
+            in_flight_max: 1_024,
+            channels_max: 16,
+            reconnect_for: Duration::from_secs(30),
+        }
+    }
 }
 
 /// One prediction job: any number of rows for one model.
@@ -58,6 +118,27 @@ pub struct Job {
     pub outputs: Vec<String>,
     /// Asks the worker how it spent the time, and in how big a batch.
     pub timing: bool,
+    /// How long an answer is of use; `None` is [`Options::answer_timeout`] for a call, and for ever for a mailbox.
+    pub timeout: Option<Duration>,
+    /// The broker's: the higher ones of a queue first. Older brokers know two of them, and begin the higher at 5.
+    pub priority: Option<u8>,
+    /// Whether job and reply survive a restart of the broker; always, for a mailbox.
+    pub persistent: bool,
+    /// The job's identity, by which a second copy of it can be told; `None` has one made up.
+    pub message_id: Option<String>,
+    /// W3C trace context, which the reply carries on.
+    pub traceparent: Option<String>,
+    pub tracestate: Option<String>,
+}
+
+impl Job {
+    pub fn new(model: &str, inputs: Vec<Tensor>) -> Self {
+        Self {
+            model: model.to_owned(),
+            inputs,
+            ..Self::default()
+        }
+    }
 }
 
 /// What came back for one job.
@@ -65,138 +146,275 @@ pub struct Job {
 pub struct Answer {
     pub model_version: String,
     pub outputs: Vec<Tensor>,
-    /// From handing the job to the broker until its answer was here.
+    /// From handing the job to the broker until its answer was here; zero for one out of a mailbox.
     pub latency: Duration,
     /// Rows of the batch that the job ran in; only if the job asked for timing.
     pub batch_rows: Option<u64>,
 }
 
 impl Client {
-    /// Connects, and makes a reply queue that nobody else sees.
+    /// Connects to the broker at an `amqp://` or `amqps://` address, with [`Options`] as they are by default.
     ///
-    /// `prefix` is the workers' `topology.prefix`. A job that has no answer after `answer_timeout` is given up, and the
-    /// workers are told so by its deadline: what nobody waits for is not computed.
     /// # Errors
-    /// The broker cannot be reached or refuses us, or no worker has ever declared the exchange of `prefix`.
-    pub async fn connect(broker: &BrokerConfig, prefix: &str, answer_timeout: Duration) -> Result<Self, ClientError> {
-        let connection = connection::connect(broker, "inferq producer").await?;
-        let exchange = Names::new(prefix).exchange();
-        find_exchange(&connection, &exchange).await?;
-        let channel = connection.create_channel().await?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        let (reply_to, replies) = consume_replies(&channel).await?;
-        let (calls, receiver) = mpsc::channel(CALLS_MAX);
-        let task = Calls::new(channel, replies, exchange, answer_timeout);
+    /// The address is none; the broker cannot be reached or refuses us; or no worker has ever declared the exchange.
+    pub async fn connect(uri: &str) -> Result<Self, ClientError> {
+        let config = Config::from_overrides(&[("broker.uri", uri.to_owned())])?;
+        Self::open(&config.broker, Options::default()).await
+    }
+
+    /// Connects as a configuration says, with certificates and secrets from files.
+    ///
+    /// # Errors
+    /// The broker cannot be reached or refuses us, or no worker has ever declared the exchange of `options.prefix`.
+    pub async fn open(broker: &BrokerConfig, options: Options) -> Result<Self, ClientError> {
+        let dial = Dial {
+            broker: broker.clone(),
+            exchange: Names::new(&options.prefix).exchange(),
+            channels_max: options.channels_max,
+        };
+        let (session, arrivals) = dial.open().await?;
+        let pending = Arc::new(Pending::new());
+        let (state, watched) = watch::channel(State::Up(session.clone()));
+        let closed = CancellationToken::new();
+        let keeper = Keeper {
+            dial,
+            pending: pending.clone(),
+            state,
+            closed: closed.clone(),
+        };
+        let keeper = tokio::spawn(keeper.run(session, arrivals));
         Ok(Self {
-            calls,
-            task: tokio::spawn(task.run(receiver)),
-            connection,
-            reply_to,
-            answer_timeout,
+            shared: Arc::new(Shared {
+                room: Semaphore::new(options.in_flight_max.clamp(1, Semaphore::MAX_PERMITS)),
+                options,
+                number: AtomicU64::new(0),
+                pending,
+                state: watched,
+                _closing: closed.clone().drop_guard(),
+                closed,
+                keeper: std::sync::Mutex::new(Some(keeper)),
+            }),
         })
     }
 
-    /// Sends one job and waits for its answer. Many may wait at once; how many is the caller's business.
+    /// Runs a model on some inputs and waits for its answer.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn predict(&self, model: &str, inputs: Vec<Tensor>) -> Result<Answer, CallError> {
+        self.call(Job::new(model, inputs)).await
+    }
+
+    /// Sends one job and waits for its answer.
     ///
     /// # Errors
     /// [`CallError`]; other calls are touched by none but `Lost`.
     pub async fn call(&self, job: Job) -> Result<Answer, CallError> {
-        let properties = self.properties(&job);
-        let requested: Vec<_> = job.outputs.into_iter().map(requested_output).collect();
-        let encoded = encode_request(RequestEncoding::MsgPack, None, &job.inputs, &requested);
-        let (answered, answer) = oneshot::channel();
-        let call = Call {
-            properties: properties.with_content_type(encoded.content_type.into()),
-            body: encoded.body,
-            model: job.model,
-            answered,
-        };
-        // Both ends go away only with the task, which answers everything it has taken.
-        let gone = |_| CallError::Lost("the client was closed".to_owned());
-        self.calls.send(call).await.map_err(|_| gone(()))?;
-        answer.await.map_err(|_| gone(()))?
+        let shared = &*self.shared;
+        // Never closed, so that it is always had in the end.
+        let _room = shared.room.acquire().await;
+        let timeout = job.timeout.unwrap_or(shared.options.answer_timeout);
+        let answered = tokio::time::timeout(timeout, shared.answer(job, timeout)).await;
+        answered.unwrap_or_else(|_| Err(shared.late(timeout)))
     }
 
-    fn properties(&self, job: &Job) -> BasicProperties {
-        let mut headers = FieldTable::default();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let deadline = (now + self.answer_timeout).as_millis();
-        let deadline = i64::try_from(deadline).unwrap_or(i64::MAX);
-        headers.insert("inferq-deadline".into(), AMQPValue::LongLongInt(deadline));
-        if let Some(version) = &job.version {
-            let version = AMQPValue::LongString(version.as_str().into());
-            headers.insert("inferq-model-version".into(), version);
-        }
-        if job.timing {
-            headers.insert("inferq-timing".into(), AMQPValue::Boolean(true));
-        }
-        BasicProperties::default()
-            .with_reply_to(self.reply_to.clone())
-            .with_headers(headers)
-    }
-
-    /// Waits a moment for the answers on their way, so that they do not become dead letters, and disconnects.
-    pub async fn close(self) {
-        drop(self.calls);
-        let _ = tokio::time::timeout(GOODBYE, self.task).await;
-        let _ = tokio::time::timeout(GOODBYE, self.connection.close(200, "bye".into())).await;
-    }
-}
-
-fn requested_output(name: String) -> RequestedOutput {
-    RequestedOutput { name, binary: None }
-}
-
-/// Looks for the front door on a channel of its own: a refusal closes the channel it happens on.
-async fn find_exchange(connection: &Connection, exchange: &ShortString) -> Result<(), ClientError> {
-    let channel = connection.create_channel().await?;
-    let passive = ExchangeDeclareOptions {
-        passive: true,
-        ..ExchangeDeclareOptions::default()
-    };
-    let looked = channel
-        .exchange_declare(exchange.clone(), ExchangeKind::Direct, passive, FieldTable::default())
-        .await;
-    match looked {
-        Ok(()) => Ok(channel.close(200, "done".into()).await?),
-        Err(error) => Err(match error.kind() {
-            ErrorKind::ProtocolError(said) if *said.kind() == AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => {
-                ClientError::NoExchange(exchange.to_string())
+    /// Sends one job whose answer goes to a [`Mailbox`], and returns its `message_id` once the broker has confirmed it: from then
+    /// on job and answer survive the end of this process and restarts of the broker.
+    ///
+    /// # Errors
+    /// The broker did not take the job: its model is unknown, its queue is full, or there is no connection for longer than
+    /// [`Options::reconnect_for`].
+    pub async fn submit(&self, mailbox: &str, mut job: Job) -> Result<String, CallError> {
+        let shared = &*self.shared;
+        let _room = shared.room.acquire().await;
+        job.persistent = true;
+        let (properties, body) = encode(&job, job.timeout);
+        let made_up = shared.pending.id(shared.number.fetch_add(1, Ordering::Relaxed));
+        let properties = identified(properties, &job, made_up).with_reply_to(mailbox.into());
+        let id = properties.message_id().as_ref().map(ToString::to_string);
+        let mut tries = Tries::default();
+        loop {
+            let session = shared.session().await?;
+            tries.on(&session)?;
+            match session.submit(mailbox, &job.model, &body, properties.clone()).await {
+                Ok(Confirmation::Ack(None) | Confirmation::NotRequested) => return Ok(id.unwrap_or_default()),
+                Ok(Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_))) => {
+                    return Err(CallError::UnknownModel(job.model));
+                }
+                Ok(Confirmation::Nack(None)) => return Err(CallError::QueueFull(job.model)),
+                Err(error) => tries.failed(error.to_string()).await,
             }
-            _ => error.into(),
-        }),
+        }
+    }
+
+    /// Opens the mailbox of this name, which is made if there is none.
+    ///
+    /// # Errors
+    /// The broker is lost, or has a queue of this name of another kind.
+    pub async fn mailbox(&self, name: &str) -> Result<Mailbox, ClientError> {
+        Mailbox::open(self.clone(), name).await
+    }
+
+    /// Disconnects. Calls under way end in [`CallError::Lost`].
+    pub async fn close(self) {
+        self.shared.closed.cancel();
+        let keeper = self.shared.keeper.lock().ok().and_then(|mut keeper| keeper.take());
+        if let Some(keeper) = keeper {
+            let _ = keeper.await;
+        }
     }
 }
 
-/// Replies need no acks: their queue dies with this connection, and no more of them are on the way than calls wait.
-async fn consume_replies(channel: &Channel) -> Result<(ShortString, Consumer), ClientError> {
-    let own = QueueDeclareOptions {
-        exclusive: true,
-        auto_delete: true,
-        ..QueueDeclareOptions::default()
+impl Shared {
+    /// Publishes until there is an answer: again on every new connection, and with the same ids.
+    async fn answer(&self, job: Job, timeout: Duration) -> Result<Answer, CallError> {
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        let (properties, body) = encode(&job, Some(timeout));
+        let id = self.pending.id(number);
+        let properties = identified(properties, &job, id.clone()).with_correlation_id(id);
+        let _expected = Expected {
+            pending: &self.pending,
+            number,
+        };
+        let sent = Instant::now();
+        let mut tries = Tries::default();
+        loop {
+            let session = self.session().await?;
+            tries.on(&session)?;
+            let answer = self.pending.expect(number, &job.model, sent);
+            let addressed = properties.clone().with_reply_to(session.reply_to.clone());
+            if let Err(error) = session.publish(number, &job.model, &body, addressed).await {
+                tries.failed(error.to_string()).await;
+            } else if let Ok(answered) = answer.await {
+                return answered;
+            }
+        }
+    }
+
+    /// The session of the moment, or the next one.
+    async fn session(&self) -> Result<Arc<Session>, CallError> {
+        let mut state = self.state.clone();
+        loop {
+            let (since, reason) = match &*state.borrow_and_update() {
+                State::Up(session) => return Ok(session.clone()),
+                State::Down(since, reason) => (*since, reason.clone()),
+                State::Closed => return Err(CallError::Lost("the client was closed".to_owned())),
+            };
+            let up = tokio::time::timeout_at(since + self.options.reconnect_for, state.changed()).await;
+            // Without a keeper there is no session either.
+            if !matches!(up, Ok(Ok(()))) {
+                return Err(CallError::Lost(reason));
+            }
+        }
+    }
+
+    fn late(&self, timeout: Duration) -> CallError {
+        match &*self.state.borrow() {
+            State::Down(_, reason) => CallError::Lost(reason.clone()),
+            State::Up(_) | State::Closed => CallError::Timeout(timeout),
+        }
+    }
+}
+
+/// Forgets a call when its caller does.
+struct Expected<'a> {
+    pending: &'a Pending,
+    number: Number,
+}
+
+impl Drop for Expected<'_> {
+    fn drop(&mut self) {
+        self.pending.forget(self.number);
+    }
+}
+
+/// Bounds how often a job is sent on one connection: the broker may close the channel because of that very job.
+#[derive(Default)]
+struct Tries {
+    session: Option<Arc<Session>>,
+    count: u32,
+    said: Option<String>,
+}
+
+impl Tries {
+    fn on(&mut self, session: &Arc<Session>) -> Result<(), CallError> {
+        if !self.session.as_ref().is_some_and(|last| Arc::ptr_eq(last, session)) {
+            self.session = Some(session.clone());
+            self.count = 0;
+        }
+        self.count += 1;
+        if self.count > TRIES_MAX {
+            let said = self.said.take();
+            let said = said.unwrap_or_else(|| "it closes the channel on which the job is published".to_owned());
+            return Err(CallError::Lost(said));
+        }
+        Ok(())
+    }
+
+    /// A lost connection is not noticed everywhere at once.
+    async fn failed(&mut self, said: String) {
+        self.said = Some(said);
+        tokio::time::sleep(RETRY_AFTER * self.count).await;
+    }
+}
+
+/// What a job is published with, but for its ids and where its reply goes.
+fn encode(job: &Job, timeout: Option<Duration>) -> (BasicProperties, Bytes) {
+    let requested = job
+        .outputs
+        .iter()
+        .cloned()
+        .map(|name| RequestedOutput { name, binary: None });
+    let requested: Vec<_> = requested.collect();
+    let encoded = encode_request(RequestEncoding::MsgPack, None, &job.inputs, &requested);
+    let mut headers = FieldTable::default();
+    let mut text = |name: &str, value: &Option<String>| {
+        if let Some(value) = value {
+            headers.insert(name.into(), AMQPValue::LongString(value.as_str().into()));
+        }
     };
-    let queue = channel
-        .queue_declare(ShortString::default(), own, FieldTable::default())
-        .await?;
-    let options = BasicConsumeOptions {
-        no_ack: true,
-        exclusive: true,
-        ..BasicConsumeOptions::default()
-    };
-    let name = queue.name().clone();
-    let replies = channel
-        .basic_consume(name.clone(), ShortString::default(), options, FieldTable::default())
-        .await?;
-    Ok((name, replies))
+    text("inferq-model-version", &job.version);
+    text("traceparent", &job.traceparent);
+    text("tracestate", &job.tracestate);
+    if let Some(timeout) = timeout {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let deadline = i64::try_from(now.saturating_add(timeout).as_millis()).unwrap_or(i64::MAX);
+        headers.insert("inferq-deadline".into(), AMQPValue::LongLongInt(deadline));
+    }
+    if job.timing {
+        headers.insert("inferq-timing".into(), AMQPValue::Boolean(true));
+    }
+    let mut properties = BasicProperties::default()
+        .with_content_type(encoded.content_type.into())
+        .with_headers(headers);
+    if let Some(priority) = job.priority {
+        properties = properties.with_priority(priority);
+    }
+    if job.persistent {
+        properties = properties.with_delivery_mode(PERSISTENT);
+    }
+    (properties, encoded.body)
+}
+
+/// With the job's own identity, or else a made-up one.
+fn identified(properties: BasicProperties, job: &Job, made_up: ShortString) -> BasicProperties {
+    let own = job.message_id.as_deref();
+    properties.with_message_id(own.and_then(|id| ShortString::try_new(id).ok()).unwrap_or(made_up))
 }
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
     Broker(#[from] BrokerError),
     #[error("the broker has no exchange `{0}`: no worker has been started on it with this `topology.prefix`")]
     NoExchange(String),
+    #[error("the name of a queue has at most 255 bytes, this one has {0}")]
+    QueueName(usize),
+    #[error("no pool of channels can be made")]
+    Pool(#[from] deadpool::managed::BuildError),
     #[error("the broker does not let us make a reply queue")]
     Lapin(#[from] lapin::Error),
 }
@@ -215,10 +433,22 @@ pub enum CallError {
     Refused { code: Status, error: String },
     #[error("the reply cannot be read")]
     Reply(#[source] WireError),
+    #[error("the answer is {came}, not {asked} as asked for")]
+    Datatype { came: Datatype, asked: Datatype },
     #[error("lost the broker: {0}")]
     Lost(String),
 }
 
-/// Calls that are encoded and not yet published: enough to publish many at once.
-const CALLS_MAX: usize = 64;
-const GOODBYE: Duration = Duration::from_secs(2);
+impl CallError {
+    /// The status of a reply, if one came.
+    pub fn status(&self) -> Option<Status> {
+        match self {
+            Self::Refused { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+}
+
+const PERSISTENT: u8 = 2;
+const TRIES_MAX: u32 = 4;
+const RETRY_AFTER: Duration = Duration::from_millis(50);

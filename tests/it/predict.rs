@@ -6,7 +6,7 @@ use std::process::{Output, Stdio};
 use ndarray::{Array1, Array2};
 use ndarray_npy::{read_npy, write_npy};
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
 
@@ -109,7 +109,7 @@ async fn the_rows_of_an_array_are_answered_in_their_order() {
     write_rows(&desk.path("x.npy"), &rows(1_001));
 
     let said = desk
-        .succeeds("--model affine --input x.npy --output y.npy --rows-per-job 3 --in-flight 50")
+        .succeeds("--model affine --input x.npy --output y.npy --rows-per-job 3 --in-flight 50 --failures failed.jsonl")
         .await;
     desk.succeeds("--model affine --input x.npy --output y1.npy --version 1")
         .await;
@@ -191,7 +191,7 @@ async fn failed_rows_are_named_keep_their_place_and_do_not_stop_the_others() {
     desk.write("x.csv", "rows\n1125899906842624\n2\n3\n1125899906842624\n5\n");
     let line = "--model hungry --input x.csv --datatype INT64 --rows-per-job 1 --output";
 
-    let table = desk.predict(&format!("{line} y.csv")).await;
+    let table = desk.predict(&format!("{line} y.csv --failures failed.jsonl")).await;
     let array = desk.predict(&format!("{line} y.npy")).await;
     let lines = desk.predict(&format!("{line} y.jsonl")).await;
 
@@ -205,6 +205,19 @@ async fn failed_rows_are_named_keep_their_place_and_do_not_stop_the_others() {
             "{said}"
         );
     }
+    let failed: Vec<Value> = desk
+        .read("failed.jsonl")
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let places: Vec<_> = failed.iter().map(|line| (&line["first_row"], &line["rows"])).collect();
+    assert_eq!(places, [(&json!(0), &json!(1)), (&json!(3), &json!(1))]);
+    assert!(
+        failed[0]["reason"]
+            .as_str()
+            .is_some_and(|reason| reason.starts_with("INTERNAL")),
+        "{failed:?}"
+    );
     assert_eq!(desk.read("y.csv"), "y\n\"\"\n2.0\n3.0\n\"\"\n5.0\n");
     let array: Array2<f32> = read_npy(desk.path("y.npy")).expect("an array");
     let numbers: Vec<String> = array.iter().map(ToString::to_string).collect();

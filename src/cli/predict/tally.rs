@@ -49,6 +49,11 @@ impl Tally {
         }
     }
 
+    /// Rows that were counted so far.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
     /// True until the first job has ended, one way or the other.
     pub fn is_empty(&self) -> bool {
         self.jobs == 0

@@ -1,0 +1,210 @@
+//! The calls that wait for an answer, by number. Pure but for its lock, which nobody holds while waiting.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use lapin::message::{BasicReturnMessage, Delivery};
+use lapin::types::{AMQPValue, ShortString};
+use lapin::{BasicProperties, Confirmation};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::{Answer, CallError};
+use crate::wire::Encoding;
+use crate::wire::reply::{Reply, decode_reply};
+
+/// Number of a call; with the client's prefix before it, the id of its job.
+pub type Number = u64;
+
+/// How a call ends; a sender that is dropped means that the job is to be sent again.
+pub type Answered = oneshot::Receiver<Result<Answer, CallError>>;
+
+pub struct Pending {
+    /// What all ids of a client begin with: the workers' dead letters must tell producers apart.
+    id_prefix: String,
+    calls: Mutex<HashMap<Number, Waiting>>,
+}
+
+struct Waiting {
+    model: String,
+    sent: Instant,
+    answered: oneshot::Sender<Result<Answer, CallError>>,
+}
+
+impl Pending {
+    pub fn new() -> Self {
+        Self {
+            id_prefix: format!("{:016x}-", fastrand::u64(..)),
+            calls: Mutex::default(),
+        }
+    }
+
+    pub fn id(&self, number: Number) -> ShortString {
+        format!("{}{number}", self.id_prefix).into()
+    }
+
+    /// Expects an answer for a job that is about to be published; `sent` is when that was tried first.
+    pub fn expect(&self, number: Number, model: &str, sent: Instant) -> Answered {
+        let (answered, answer) = oneshot::channel();
+        let waiting = Waiting {
+            model: model.to_owned(),
+            sent,
+            answered,
+        };
+        self.lock().insert(number, waiting);
+        answer
+    }
+
+    pub fn forget(&self, number: Number) {
+        self.lock().remove(&number);
+    }
+
+    /// Has every job sent again.
+    pub fn all_again(&self) {
+        self.lock().clear();
+    }
+
+    /// What no caller waits for is a second copy, or too late: both are dropped.
+    pub fn reply(&self, delivery: Delivery) {
+        if let Some(number) = self.number_of(delivery.properties.correlation_id().as_ref()) {
+            self.end(number, |waiting| {
+                read(&delivery.properties, delivery.data).map(|answer| Answer {
+                    latency: waiting.sent.elapsed(),
+                    ..answer
+                })
+            });
+        }
+    }
+
+    /// Looks at a confirm. What was returned may come with the confirm of another, so it is known by its own id only.
+    pub fn confirmed(&self, number: Number, confirmation: lapin::Result<Confirmation>) {
+        match confirmation {
+            Ok(Confirmation::Ack(None) | Confirmation::NotRequested) => {}
+            Ok(Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned))) => self.returned(&returned),
+            Ok(Confirmation::Nack(None)) => {
+                self.end(number, |waiting| Err(CallError::QueueFull(waiting.model.clone())));
+            }
+            Err(_) => self.forget(number),
+        }
+    }
+
+    fn returned(&self, returned: &BasicReturnMessage) {
+        if let Some(number) = self.number_of(returned.properties.correlation_id().as_ref()) {
+            self.end(number, |waiting| Err(CallError::UnknownModel(waiting.model.clone())));
+        }
+    }
+
+    fn number_of(&self, id: Option<&ShortString>) -> Option<Number> {
+        id?.as_str().strip_prefix(&self.id_prefix)?.parse().ok()
+    }
+
+    fn end(&self, number: Number, outcome: impl FnOnce(&Waiting) -> Result<Answer, CallError>) {
+        let waiting = self.lock().remove(&number);
+        if let Some(waiting) = waiting {
+            let outcome = outcome(&waiting);
+            // Whoever called may have stopped waiting.
+            let _ = waiting.answered.send(outcome);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Number, Waiting>> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a reply says. Nobody here knows how long it took.
+pub fn read(properties: &BasicProperties, body: Vec<u8>) -> Result<Answer, CallError> {
+    let content_type = properties.content_type().as_ref().map(ShortString::as_str);
+    let encoding = Encoding::of(content_type, None).map_err(CallError::Reply)?;
+    let batch_rows = properties
+        .headers()
+        .as_ref()
+        .and_then(|headers| match headers.inner().get("inferq-batch-rows") {
+            Some(AMQPValue::LongLongInt(rows)) => u64::try_from(*rows).ok(),
+            _ => None,
+        });
+    match decode_reply(&encoding, Bytes::from(body)).map_err(CallError::Reply)? {
+        Reply::Error { error, code } => Err(CallError::Refused { code, error }),
+        Reply::Result {
+            model_version, outputs, ..
+        } => Ok(Answer {
+            model_version,
+            outputs,
+            latency: std::time::Duration::ZERO,
+            batch_rows,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::reply::encode_error;
+    use crate::wire::status::Status;
+
+    fn delivery(pending: &Pending, number: Number, content_type: &str, body: &[u8]) -> Delivery {
+        let properties = BasicProperties::default()
+            .with_content_type(content_type.into())
+            .with_correlation_id(pending.id(number));
+        let mut delivery = Delivery::mock(1, ShortString::default(), ShortString::default(), false, body.to_vec());
+        delivery.properties = properties;
+        delivery
+    }
+
+    fn refusal(pending: &Pending, number: Number) -> Delivery {
+        let encoded = encode_error(&Encoding::MsgPack, Status::NotFound, "no version 7");
+        delivery(pending, number, encoded.content_type, &encoded.body)
+    }
+
+    #[test]
+    fn an_error_reply_keeps_its_code_and_its_words_and_ends_its_own_call_only() {
+        let pending = Pending::new();
+        let mut one = pending.expect(1, "m", Instant::now());
+        let mut other = pending.expect(2, "m", Instant::now());
+
+        pending.reply(refusal(&pending, 1));
+
+        let refused = one.try_recv().unwrap().unwrap_err();
+        assert_eq!(refused.to_string(), "NOT_FOUND: no version 7");
+        assert!(other.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_second_copy_and_a_reply_for_another_client_are_dropped() {
+        let (pending, stranger) = (Pending::new(), Pending::new());
+        let mut answer = pending.expect(1, "m", Instant::now());
+
+        pending.reply(refusal(&stranger, 1));
+        let untouched = answer.try_recv().is_err();
+        pending.reply(refusal(&pending, 1));
+        pending.reply(refusal(&pending, 1));
+
+        assert!(untouched);
+        assert!(answer.try_recv().unwrap().is_err());
+    }
+
+    #[test]
+    fn a_reply_that_cannot_be_read_says_why() {
+        for (content_type, body) in [("text/plain", &b"hi"[..]), ("application/msgpack", b"\xc1")] {
+            let properties = BasicProperties::default().with_content_type(content_type.into());
+
+            let refused = read(&properties, body.to_vec()).unwrap_err();
+
+            assert!(matches!(refused, CallError::Reply(_)), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_job_that_was_refused_ends_its_call_and_one_that_was_lost_is_sent_again() {
+        let pending = Pending::new();
+        let mut refused = pending.expect(1, "m", Instant::now());
+        let mut lost = pending.expect(2, "m", Instant::now());
+
+        pending.confirmed(1, Ok(Confirmation::Nack(None)));
+        pending.confirmed(2, Err(lapin::ErrorKind::InvalidChannel(1).into()));
+
+        assert!(matches!(refused.try_recv(), Ok(Err(CallError::QueueFull(_)))));
+        assert!(matches!(lost.try_recv(), Err(oneshot::error::TryRecvError::Closed)));
+    }
+}
