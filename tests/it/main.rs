@@ -7,6 +7,8 @@
 mod bodies;
 mod capacity;
 mod chaos;
+mod client;
+mod contract;
 mod dead;
 mod demo;
 mod faults;
@@ -17,7 +19,7 @@ mod network;
 mod overload;
 mod poison;
 mod predict;
-mod python;
+mod producers;
 mod readme;
 mod security;
 mod startup;
