@@ -17,14 +17,17 @@ pub struct ConfigArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Prints every effective value and where it came from; secrets are masked.
+    #[command(after_help = "Example:\n  INFERQ_BATCH__ROWS_MAX=32 inferq config show --json")]
     Show {
         /// As JSON instead of TOML.
         #[arg(long)]
         json: bool,
     },
     /// Says whether the configuration is valid, or everything that is wrong with it.
+    #[command(after_help = "Example:\n  inferq --config inferq.toml config check")]
     Check,
     /// Prints a configuration file with every key, its default and its meaning.
+    #[command(after_help = "Example:\n  inferq config example > inferq.toml")]
     Example,
 }
 

@@ -3,6 +3,7 @@
 pub mod config;
 pub mod dead;
 pub mod engine;
+pub mod manual;
 pub mod models;
 mod named;
 pub mod predict;
@@ -11,11 +12,12 @@ pub mod worker;
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use self::config::ConfigArgs;
 use self::dead::DeadArgs;
 use self::engine::EngineArgs;
+use self::manual::{CompletionArgs, ManArgs};
 use self::models::ModelsArgs;
 use self::predict::PredictArgs;
 use self::topology::TopologyArgs;
@@ -38,10 +40,11 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Take jobs off the queues until SIGTERM, then finish what is in hand
+    #[command(after_help = WORKER_HELP)]
     Worker,
     /// Send the rows of a file as jobs, and write the answers in the order of the rows
     // Its --version is the model's.
-    #[command(disable_version_flag = true)]
+    #[command(disable_version_flag = true, after_help = predict::HELP)]
     Predict(PredictArgs),
     /// What is in the model repository, and whether it is fit to be served
     Models(ModelsArgs),
@@ -51,6 +54,12 @@ enum Command {
     Dead(DeadArgs),
     /// The effective configuration, and where each value came from
     Config(ConfigArgs),
+    /// A script that completes commands and options: bash, elvish, fish, powershell or zsh
+    #[command(after_help = manual::COMPLETION_HELP)]
+    Completion(CompletionArgs),
+    /// Manual pages, one for each command
+    #[command(after_help = manual::MAN_HELP)]
+    Man(ManArgs),
     /// What a worker starts to run a job apart
     #[command(hide = true)]
     Engine(EngineArgs),
@@ -122,6 +131,8 @@ impl Cli {
             }
             Command::Topology(args) => topology::run(&args, &self.settings.load()?.config, &mut out),
             Command::Engine(args) => engine::run(&args, &mut out),
+            Command::Completion(args) => manual::completion(&args, Self::command(), &mut out),
+            Command::Man(args) => manual::pages(&args, Self::command()),
             Command::Dead(args) => dead::run(&args, &self.settings.load()?.config, &mut out),
             Command::Config(args) => config::run(&args, self.settings.file(), &self.settings.overrides(), &mut out),
         }
@@ -152,10 +163,14 @@ fn key_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
+const WORKER_HELP: &str = "\
+Examples:
+  inferq worker                                                models and broker as the configuration says
+  inferq worker --models /srv/models --set models.load=digits  one model of a repository
+  INFERQ_BROKER__URI_FILE=/run/secrets/uri inferq worker       the broker's address from a file";
+
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

@@ -29,6 +29,7 @@ pub struct ModelsArgs {
 #[derive(Debug, clap::Subcommand)]
 pub enum ModelsCommand {
     /// List the models of the repository
+    #[command(after_help = "Example:\n  inferq models list --json")]
     List {
         /// Print JSON
         #[arg(long)]
@@ -36,7 +37,10 @@ pub enum ModelsCommand {
     },
     // Its --version is the model's.
     /// Show what one version of a model takes and gives
-    #[command(disable_version_flag = true)]
+    #[command(
+        disable_version_flag = true,
+        after_help = "Example:\n  inferq models inspect digits --version 2"
+    )]
     Inspect {
         name: String,
         /// The version to show instead of the one that serves by default
@@ -47,6 +51,7 @@ pub enum ModelsCommand {
         json: bool,
     },
     /// Load every version, check its digest, run its golden vectors and try rows together
+    #[command(after_help = "Example:\n  inferq --models ./models models check digits")]
     Check {
         /// The models to check instead of all
         names: Vec<String>,
