@@ -199,7 +199,7 @@ fn concerns_all(error: &CallError, tally: &Tally) -> bool {
         }
         // Nobody has ever answered, so it is not this job that is slow.
         CallError::Timeout(_) => tally.is_empty(),
-        CallError::QueueFull(_) | CallError::Reply(_) | CallError::Datatype { .. } => false,
+        CallError::QueueFull(_) | CallError::Reply(_) | CallError::Datatype { .. } | CallError::TooLong { .. } => false,
     }
 }
 

@@ -107,8 +107,9 @@ impl Mailbox {
                 answer: read(&delivery.properties, delivery.data),
                 acker: delivery.acker,
             };
+            let is_new = self.seen.is_new(&letter.id);
             // What was returned and not done comes again by the broker's own word, and is no copy.
-            if delivery.redelivered || self.seen.is_new(&letter.id) {
+            if is_new || delivery.redelivered {
                 return Ok(letter);
             }
             letter.done().await.ok();

@@ -228,15 +228,16 @@ impl Client {
         let shared = &*self.shared;
         let _room = shared.room.acquire().await;
         job.persistent = true;
+        let mailbox = short("the name of a mailbox", mailbox)?;
         let (properties, body) = encode(&job, job.timeout);
         let made_up = shared.pending.id(shared.number.fetch_add(1, Ordering::Relaxed));
-        let properties = identified(properties, &job, made_up).with_reply_to(mailbox.into());
+        let properties = identified(properties, &job, made_up)?.with_reply_to(mailbox.clone());
         let id = properties.message_id().as_ref().map(ToString::to_string);
         let mut tries = Tries::default();
         loop {
             let session = shared.session().await?;
             tries.on(&session)?;
-            match session.submit(mailbox, &job.model, &body, properties.clone()).await {
+            match session.submit(&mailbox, &job.model, &body, properties.clone()).await {
                 Ok(Confirmation::Ack(None) | Confirmation::NotRequested) => return Ok(id.unwrap_or_default()),
                 Ok(Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_))) => {
                     return Err(CallError::UnknownModel(job.model));
@@ -271,7 +272,7 @@ impl Shared {
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         let (properties, body) = encode(&job, Some(timeout));
         let id = self.pending.id(number);
-        let properties = identified(properties, &job, id.clone()).with_correlation_id(id);
+        let properties = identified(properties, &job, id.clone())?.with_correlation_id(id);
         let _expected = Expected {
             pending: &self.pending,
             number,
@@ -397,9 +398,18 @@ fn encode(job: &Job, timeout: Option<Duration>) -> (BasicProperties, Bytes) {
 }
 
 /// With the job's own identity, or else a made-up one.
-fn identified(properties: BasicProperties, job: &Job, made_up: ShortString) -> BasicProperties {
-    let own = job.message_id.as_deref();
-    properties.with_message_id(own.and_then(|id| ShortString::try_new(id).ok()).unwrap_or(made_up))
+fn identified(properties: BasicProperties, job: &Job, made_up: ShortString) -> Result<BasicProperties, CallError> {
+    let own = job
+        .message_id
+        .as_deref()
+        .map(|id| short("a message_id", id))
+        .transpose()?;
+    Ok(properties.with_message_id(own.unwrap_or(made_up)))
+}
+
+fn short(what: &'static str, text: &str) -> Result<ShortString, CallError> {
+    let bytes = text.len();
+    ShortString::try_new(text).map_err(|_| CallError::TooLong { what, bytes })
 }
 
 /// Why there is no client.
@@ -435,6 +445,8 @@ pub enum CallError {
     Reply(#[source] WireError),
     #[error("the answer is {came}, not {asked} as asked for")]
     Datatype { came: Datatype, asked: Datatype },
+    #[error("{what} has at most 255 bytes, this one has {bytes}")]
+    TooLong { what: &'static str, bytes: usize },
     #[error("lost the broker: {0}")]
     Lost(String),
 }

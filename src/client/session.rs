@@ -47,7 +47,7 @@ pub struct Session {
     /// For jobs whose confirm is awaited at once: with one message a channel a confirm carries no other's return.
     confirmed: Pool<Channels>,
     /// The mailboxes that are known to be there.
-    mailboxes: Mutex<HashSet<String>>,
+    mailboxes: Mutex<HashSet<ShortString>>,
 }
 
 /// What the task of a session takes in.
@@ -123,26 +123,22 @@ impl Session {
     /// The channel or the connection is gone; the job may be out all the same.
     pub async fn submit(
         &self,
-        mailbox: &str,
+        mailbox: &ShortString,
         model: &str,
         body: &[u8],
         properties: BasicProperties,
     ) -> Result<Confirmation, PoolError<lapin::Error>> {
         let channel = self.confirmed.get().await?;
-        if !self.knows(mailbox) {
-            mailbox::declare(&channel, mailbox.into()).await?;
-            self.lock().insert(mailbox.to_owned());
+        if !self.lock().contains(mailbox) {
+            mailbox::declare(&channel, mailbox.clone()).await?;
+            self.lock().insert(mailbox.clone());
         }
         Ok(publish(&channel, &self.exchange, model, body, properties)
             .await?
             .await?)
     }
 
-    fn knows(&self, mailbox: &str) -> bool {
-        self.lock().contains(mailbox)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashSet<String>> {
+    fn lock(&self) -> MutexGuard<'_, HashSet<ShortString>> {
         self.mailboxes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -198,7 +194,9 @@ pub struct Keeper {
 
 impl Keeper {
     pub async fn run(self, mut session: Arc<Session>, mut arrivals: Arrivals) {
+        let mut patience = Patience::new(self.dial.broker.reconnect_max);
         loop {
+            let since = Instant::now();
             let ended = tokio::select! {
                 reason = serve(arrivals, &self.pending) => Some(reason),
                 () = self.closed.cancelled() => None,
@@ -206,8 +204,11 @@ impl Keeper {
             let Some(reason) = ended else { break };
             self.state.send_replace(State::Down(Instant::now(), reason));
             self.pending.all_again();
+            if since.elapsed() > STABLE {
+                patience.reset();
+            }
             let next = tokio::select! {
-                next = self.next() => next,
+                next = self.next(&mut patience) => next,
                 () = self.closed.cancelled() => break,
             };
             (session, arrivals) = next;
@@ -218,19 +219,20 @@ impl Keeper {
         let _ = tokio::time::timeout(GOODBYE, session.connection.close(200, "bye".into())).await;
     }
 
-    async fn next(&self) -> (Arc<Session>, Arrivals) {
-        let mut patience = Patience::new(self.dial.broker.reconnect_max);
+    /// Never without a pause: what ends a connection right after its handshake would end the next as well.
+    async fn next(&self, patience: &mut Patience) -> (Arc<Session>, Arrivals) {
         let since = Instant::now();
+        let mut failure = Failure::Outage;
         loop {
+            tokio::time::sleep(patience.after(failure, fastrand::f64()).wait).await;
             match self.dial.open().await {
                 Ok(next) => return next,
                 Err(error) => {
-                    let failure = match &error {
+                    failure = match &error {
                         ClientError::Broker(error) => error.failure(),
                         _ => Failure::Outage,
                     };
                     self.state.send_replace(State::Down(since, chain(&error)));
-                    tokio::time::sleep(patience.after(failure, fastrand::f64()).wait).await;
                 }
             }
         }
@@ -300,4 +302,6 @@ async fn consume_replies(channel: &Channel) -> Result<(ShortString, Consumer), C
 
 /// Confirms that the task has not taken in yet.
 const CONFIRMS_MAX: usize = 256;
+/// A connection that lasted this long was good; the next failure is a new one.
+const STABLE: Duration = Duration::from_secs(10);
 const GOODBYE: Duration = Duration::from_secs(2);

@@ -58,6 +58,14 @@ async fn an_array_is_answered_with_an_array_and_errors_have_their_types() {
         .predict_array::<f32, f32, _, _>("affine", &Array2::zeros((1, 3)))
         .await;
     let unknown = client.predict("nobody-serves-this", Vec::new()).await;
+    let long = "x".repeat(300);
+    let long_id = client
+        .call(Job {
+            message_id: Some(long.clone()),
+            ..job(1)
+        })
+        .await;
+    let long_name = client.submit(&long, job(1)).await;
     let no_version = client
         .call(Job {
             version: Some("9".to_owned()),
@@ -75,6 +83,14 @@ async fn an_array_is_answered_with_an_array_and_errors_have_their_types() {
     let misshapen = misshapen.expect_err("three columns");
     assert_eq!(misshapen.status(), Some(Status::InvalidArgument), "{misshapen}");
     assert!(matches!(unknown, Err(CallError::UnknownModel(_))), "{unknown:?}");
+    assert!(
+        matches!(long_id, Err(CallError::TooLong { bytes: 300, .. })),
+        "{long_id:?}"
+    );
+    assert!(
+        matches!(long_name, Err(CallError::TooLong { bytes: 300, .. })),
+        "{long_name:?}"
+    );
     assert_eq!(no_version.expect_err("no version 9").status(), Some(Status::NotFound));
 }
 
