@@ -87,11 +87,17 @@ mod tests {
             pause: Duration::from_secs(3600),
             in_hand,
         };
-        let hurry = Hurry::here();
-        hurry.batch_waits(true);
+        let (rested, end) = std::sync::mpsc::channel();
 
-        std::thread::spawn(move || hurry.engine_is_idle());
-        rule.rest(); // Would take an hour.
+        std::thread::spawn(move || {
+            let hurry = Hurry::here();
+            hurry.batch_waits(true);
+            std::thread::spawn(move || hurry.engine_is_idle());
+            rule.rest(); // Would take an hour.
+            rested.send(())
+        });
+
+        assert_eq!(end.recv_timeout(Duration::from_secs(60)), Ok(()));
     }
 
     #[test]
