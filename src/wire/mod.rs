@@ -83,6 +83,16 @@ impl Encoding {
         Ok(())
     }
 
+    /// Whether a body is little else than raw tensors, which stay where they lie, while numbers are read one by one. Looks at a
+    /// few thousand values at most.
+    pub fn is_raw(self, body: &[u8]) -> bool {
+        match self {
+            Self::MsgPack => msgpack::is_raw(body),
+            Self::Json => false,
+            Self::Binary { json_bytes } => json_bytes <= JSON_BYTES_FEW,
+        }
+    }
+
     /// The content type that names this encoding.
     pub const fn content_type(self) -> &'static str {
         match self {
@@ -119,6 +129,9 @@ impl Encoded {
 /// # Source
 /// Triton, "Binary Tensor Data Extension": `Inference-Header-Content-Length`.
 pub const JSON_BYTES_HEADER: &str = "inference-header-content-length";
+
+/// Read in about 0.1 ms, if all of them are numbers.
+const JSON_BYTES_FEW: usize = 64 * 1024;
 
 /// The first is the registered name, the others were in use before it was.
 const MSGPACK_TYPES: [&str; 3] = [
@@ -163,6 +176,25 @@ mod tests {
         let binary = Encoding::of(Some("application/octet-stream"), Some(12)).unwrap();
 
         assert_eq!(binary, Encoding::Binary { json_bytes: 12 });
+    }
+
+    #[test]
+    fn raw_tensors_are_told_from_lists_of_numbers() {
+        let map = |data: &[u8]| [&b"\x81\xa6inputs\x91\x81\xa4data"[..], data].concat();
+        let long = vec![1; 1 << 20];
+        let bin = map(&[&[0xc6, 0, 16, 0, 0], &long[..]].concat());
+        let array = map(&[&[0xdd, 0, 16, 0, 0], &long[..]].concat());
+        let binary = |json_bytes| Encoding::Binary { json_bytes };
+        for (encoding, body, raw) in [
+            (Encoding::MsgPack, &bin, true),
+            (Encoding::MsgPack, &array, false),
+            (Encoding::MsgPack, &vec![0xc1; 1 << 20], true), // Refused at its first byte.
+            (Encoding::Json, &long, false),
+            (binary(100), &long, true),
+            (binary(1 << 20), &long, false),
+        ] {
+            assert_eq!(encoding.is_raw(body), raw, "{encoding:?}, {} bytes", body.len());
+        }
     }
 
     #[test]

@@ -265,7 +265,10 @@ impl Consume {
 
     /// Decodes here what is quick to decode, and a big body on a thread where it holds up nobody.
     async fn decode(&self, delivery: Delivery) -> Decoded {
-        if delivery.body.len() <= DECODED_HERE_MAX {
+        let bytes = delivery.body.len();
+        // A body in an encoding that is unknown is refused unread.
+        let raw = || decode::encoding(&delivery.properties).map_or(true, |encoding| encoding.is_raw(&delivery.body));
+        if bytes <= NUMBERS_BYTES_MAX || (bytes <= RAW_BYTES_MAX && raw()) {
             return decode::decode(delivery, &self.model, &self.limits);
         }
         let (model, limits) = (self.model.clone(), self.limits);
@@ -281,5 +284,7 @@ const STABLE: Duration = Duration::from_secs(10);
 
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 
-/// About 0.1 ms of JSON numbers; raw tensors take far less at any size.
-const DECODED_HERE_MAX: usize = 64 * 1024;
+/// About 0.1 ms of JSON numbers.
+const NUMBERS_BYTES_MAX: usize = 64 * 1024;
+/// Raw numbers take far less at any size, but the elements of BYTES are counted: about 2 ms of empty ones.
+const RAW_BYTES_MAX: usize = 4 * 1024 * 1024;

@@ -28,6 +28,13 @@ pub(super) fn read_reply(body: &Bytes) -> Result<Message, WireError> {
     read(body, &REPLY_KEYS)
 }
 
+/// Whether a body is little else than `bin`. One that is no MessagePack counts as such: it is refused as quickly.
+pub(super) fn is_raw(body: &[u8]) -> bool {
+    // What is nested comes right behind its head, so that a body is one row of tokens.
+    let mut reader = Reader::new(body);
+    (0..TOKENS_MAX).any(|_| reader.left() == 0 || reader.token().is_err())
+}
+
 fn read(body: &Bytes, keys: &[&'static str]) -> Result<Message, WireError> {
     let mut reader = Reader::new(body);
     let mut message = Message::default();
@@ -253,3 +260,6 @@ fn write_tensor(sink: &mut impl Sink, tensor: &ReplyOutput<'_>) {
         write::flat(sink, tensor);
     }
 }
+
+/// More than the names and shapes of a hundred tensors; read in some 20 us.
+const TOKENS_MAX: usize = 4096;
