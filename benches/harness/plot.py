@@ -5,7 +5,7 @@ they were computed and not measured, by dashes.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 
@@ -43,6 +43,7 @@ class Series:
     points: list[tuple[float, float, float, float]]  # x; then least, median and most.
     computed: bool = False
     colour: int | None = None
+    plain: bool = False  # A course of many points: a line without marks.
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Panel:
         def has_place(x, least, median, most):
             return (not self.x.log or x > 0) and (not self.y.log or least > 0)
 
-        kept = (Series(s.name, [p for p in s.points if has_place(*p)], s.computed, s.colour) for s in self.series)
+        kept = (replace(s, points=[p for p in s.points if has_place(*p)]) for s in self.series)
         return [series for series in kept if series.points]
 
 
@@ -70,7 +71,8 @@ def svg(title: str, subtitle: str, panels: list[Panel]) -> str:
     legend = {}
     for panel in panels:
         for series in panel.drawn():
-            legend.setdefault(series.name, (len(legend) if series.colour is None else series.colour, series.computed))
+            colour = len(legend) if series.colour is None else series.colour
+            legend.setdefault(series.name, (colour, series.computed, series.plain))
     columns = min(COLUMNS, len(panels))
     head = HEAD + LEGEND_LINE * math.ceil(len(legend) / (WIDTH // LEGEND_WIDTH))
     height = head + PANEL_HEIGHT * math.ceil(len(panels) / columns)
@@ -82,12 +84,12 @@ def svg(title: str, subtitle: str, panels: list[Panel]) -> str:
         text(16, 24, title, "title"),
         text(16, 42, subtitle),
     ]
-    for index, (name, (colour, computed)) in enumerate(legend.items()):
+    for index, (name, (colour, computed, plain)) in enumerate(legend.items()):
         x, y = (
             16 + index % (WIDTH // LEGEND_WIDTH) * LEGEND_WIDTH,
             HEAD + 6 + LEGEND_LINE * (index // (WIDTH // LEGEND_WIDTH)),
         )
-        parts += [line([(x, y), (x + 26, y)], colour, computed), "" if computed else mark(x + 13, y, colour)]
+        parts += [line([(x, y), (x + 26, y)], colour, computed), "" if computed or plain else mark(x + 13, y, colour)]
         parts.append(text(x + 33, y + 4, name))
     for index, panel in enumerate(panels):
         width = WIDTH / columns
@@ -118,7 +120,7 @@ def draw(panel: Panel, legend: dict, left: float, top: float, width: float) -> l
     for series in drawn:
         colour = legend[series.name][0]
         parts.append(line([(x_at(x), y_at(median)) for x, _, median, _ in series.points], colour, series.computed))
-        for x, least, median, most in [] if series.computed else series.points:
+        for x, least, median, most in [] if series.computed or series.plain else series.points:
             if least < most:
                 parts.append(rule(x_at(x), y_at(least), x_at(x), y_at(most), f"range c{colour}"))
             parts.append(mark(x_at(x), y_at(median), colour))

@@ -21,6 +21,7 @@ mod poison;
 mod predict;
 mod producers;
 mod readme;
+mod scaling;
 mod security;
 mod startup;
 mod starved;

@@ -24,6 +24,7 @@ struct Ready {
     uri: String,
     amqp_port: u16,
     tls_port: Option<u16>,
+    management_port: Option<u16>,
     dist_port: u16,
     epmd_port: u16,
     node: String,
@@ -92,6 +93,11 @@ impl Broker {
     /// Where a broker that was started with `--tls` speaks it.
     pub fn tls_port(&self) -> u16 {
         self.ready.tls_port.expect("the broker was started with --tls")
+    }
+
+    /// Where a broker that was started with the management plug-in has its API.
+    pub fn management_port(&self) -> u16 {
+        self.ready.management_port.expect("the broker was started with rabbitmq_management")
     }
 
     /// Stops the broker as its operator would; what is durable stays in its folder.

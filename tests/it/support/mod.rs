@@ -10,6 +10,7 @@ pub mod command;
 pub mod faulty;
 pub mod frames;
 pub mod link;
+pub mod management;
 pub mod metrics;
 pub mod producer;
 pub mod scene;

@@ -157,6 +157,11 @@ impl Worker {
         );
     }
 
+    /// Whether it has said so by now.
+    pub fn is_ready(&self) -> bool {
+        self.state.borrow().lines.iter().any(|line| says_ready(line))
+    }
+
     /// Waits for a log line in which `find` finds something.
     pub async fn logged<T>(&self, event: &str, find: impl Fn(&str) -> Option<T>) -> T {
         let mut state = self.state.clone();
