@@ -1,6 +1,6 @@
 # Everything here sets up what it needs: a Rust toolchain, git and make are enough on Debian and Ubuntu.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-brokers bench bench-growth bench-batching bench-smoke chaos drains soak fuzz lint models clean
+.PHONY: help setup build demo test test-brokers bench bench-growth bench-batching bench-scaling bench-smoke chaos drains soak fuzz lint models clean
 
 TRAIN := target/train
 FUZZ_SECONDS ?= 60
@@ -32,6 +32,9 @@ bench-growth: setup ## Measure how inferq grows with rows, batch cap, workers, m
 bench-batching: setup ## Measure greedy batching against fixed waits and against theory; 25 minutes
 	benches/batching --json target/batching.json
 
+bench-scaling: setup ## Simulate how a fleet follows its backlog under KEDA and the HPA; 3 minutes
+	benches/scaling/run --json target/scaling.json
+
 # Built like the tests, since an optimised build takes minutes; the figures say nothing.
 bench-smoke: setup ## Run every benchmark briefly: do they still work?
 	cargo test --locked --bench micro
@@ -39,6 +42,7 @@ bench-smoke: setup ## Run every benchmark briefly: do they still work?
 	benches/sharing/run --quick --profile dev
 	benches/growth --quick --profile dev
 	benches/batching --quick --profile dev
+	benches/scaling/run --quick
 	benches/gpu/smoke
 
 # For every version that is to be served, the path of its rabbitmq-server.

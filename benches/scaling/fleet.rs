@@ -280,7 +280,7 @@ impl<'a> Fleet<'a> {
             self.counted = (self.jobs, self.held());
         }
         if is_due(now, SCRAPE) {
-            self.scraped = self.seconds();
+            self.scraped = self.seconds(now);
         }
         let time = Duration::from_secs_f64(now);
         let readings = self.readings(now);
@@ -320,16 +320,10 @@ impl<'a> Fleet<'a> {
 
     /// What the worker that is worst off says that it would need for all that waits and what it holds. It knows the
     /// rows of what came last, not of what waits.
-    fn seconds(&self) -> Option<f64> {
+    fn seconds(&self, now: f64) -> Option<f64> {
         let ready = self.replicas.iter().filter(|replica| replica.phase == Phase::Ready);
         let most = ready.map(|replica| replica.jobs).reduce(f64::max)?;
-        Some(
-            (self.jobs + most)
-                / self
-                    .setup
-                    .pod
-                    .rate(self.setup.load.rows(self.outcome.course.last()?.at)),
-        )
+        Some((self.jobs + most) / self.setup.pod.rate(self.setup.load.rows(now)))
     }
 
     fn become_many(&mut self, now: f64, replicas: u32) {

@@ -58,7 +58,6 @@ struct Device {
     pod: Pod,
     /// How long a job may wait for its answer.
     accepted: f64,
-    cooldown: u64,
 }
 
 /// A model of some 10 ms a row on a core, whose image is on most nodes; and one that a GPU does 4,800 rows a second of, but
@@ -75,7 +74,6 @@ const DEVICES: [Device; 2] = [
             grace: 40.0,
         },
         accepted: 60.0,
-        cooldown: 300,
     },
     Device {
         name: "GPU",
@@ -88,7 +86,6 @@ const DEVICES: [Device; 2] = [
             grace: 40.0,
         },
         accepted: 300.0,
-        cooldown: 600,
     },
 ];
 
@@ -101,7 +98,7 @@ impl Device {
     fn setup(&self, load: &Load) -> Setup {
         let scaling = Spec {
             polling: seconds(10),
-            cooldown: seconds(self.cooldown),
+            cooldown: seconds(300),
             initial_cooldown: seconds(120),
             min: 1,
             max: 100,
@@ -109,7 +106,7 @@ impl Device {
             fallback: None,
             triggers: vec![average(self.value(HALF))],
             behavior: Some(Behavior {
-                up: rules(0, &[percent(100, 30), pods(4, 30)]),
+                up: rules(0, &[percent(100, 15), pods(4, 15)]),
                 down: rules(300, &[percent(10, 60), pods(1, 60)]),
             }),
         };
@@ -199,7 +196,7 @@ fn bursts() -> (&'static str, Load) {
 // --- What is changed, one thing at a time ---
 
 fn values<'a>(device: &'a Device, name: &'static str, load: &'a Load) -> impl Iterator<Item = Run> + 'a {
-    [0.125, 0.25, HALF, 1.0, 2.0, 4.0].into_iter().map(move |times| {
+    [0.125, 0.25, HALF, 0.75, 1.0, 2.0, 4.0].into_iter().map(move |times| {
         let change = |setup: &mut Setup| setup.scaling.triggers = vec![average(device.value(times))];
         device.run((name, load), "value", format!("{times} x"), change)
     })
@@ -220,8 +217,8 @@ fn ups(device: &Device, name: &'static str, load: &Load) -> Vec<Run> {
         run("4 in 30 s", rules(0, &[pods(4, 30)])),
         run("2 in 60 s", rules(0, &[pods(2, 60)])),
         run(
-            "100 % or 4 in 30 s, window 60 s",
-            rules(60, &[percent(100, 30), pods(4, 30)]),
+            "100 % or 4 in 15 s, window 60 s",
+            rules(60, &[percent(100, 15), pods(4, 15)]),
         ),
     ]
 }
@@ -236,16 +233,16 @@ fn downs(device: &Device, name: &'static str, load: &Load) -> Vec<Run> {
         run("all in 15 s, window 300 s", rules(300, &[percent(100, 15)])),
         run("1 in 60 s, window 300 s", rules(300, &[pods(1, 60)])),
         run(
-            "25 % or 1 in 60 s, window 300 s",
-            rules(300, &[percent(25, 60), pods(1, 60)]),
+            "10 % or 1 in 60 s, window 300 s",
+            rules(300, &[percent(10, 60), pods(1, 60)]),
         ),
         run(
             "10 % or 1 in 60 s, window 120 s",
             rules(120, &[percent(10, 60), pods(1, 60)]),
         ),
         run(
-            "10 % or 1 in 60 s, window 300 s",
-            rules(300, &[percent(10, 60), pods(1, 60)]),
+            "25 % or 1 in 60 s, window 300 s",
+            rules(300, &[percent(25, 60), pods(1, 60)]),
         ),
         run(
             "10 % or 1 in 60 s, window 600 s",
@@ -345,6 +342,26 @@ fn from_zero(device: &Device) -> Vec<Run> {
             |setup| {
                 setup.scaling.min = 0;
                 setup.scaling.polling = seconds(polling);
+            },
+        )
+    }));
+    // The second of each pair comes that much later than the first.
+    let apart = [(602.0, 220.0), (2411.0, 320.0), (4223.0, 420.0), (6039.0, 520.0)];
+    let pairs = Load {
+        pulses: apart
+            .iter()
+            .flat_map(|(at, later)| [(*at, 10.0, 1.0), (at + later, 10.0, 1.0)])
+            .collect(),
+        ..line(7200.0, vec![(0.0, 0.0)])
+    };
+    runs.extend([60, 300, 600, 1200].map(|cooldown| {
+        device.run(
+            ("pairs of visits", &pairs),
+            "cooldownPeriod at zero",
+            format!("{cooldown} s"),
+            |setup| {
+                setup.scaling.min = 0;
+                setup.scaling.cooldown = seconds(cooldown);
             },
         )
     }));

@@ -2,7 +2,7 @@
 //!
 //! KEDA and the HPA are those of `benches/scaling/`, pure rules with the time as an argument; broker, management API and
 //! workers are real. The clock is theirs alone: it ticks once a simulated second, in [`TICK`] of real time or as long as
-//! a tick takes, so that a slow machine changes nothing but how long the test runs.
+//! a tick takes, so that on a slow machine only work seems faster.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::support::{Broker, Job, PATIENCE, Producer, Reply, Request, Scene, Ten
 use hpa::{Behavior, Hpa, Policy, Rules, Scale, Select};
 use keda::{Keda, Kind, Spec, Trigger};
 
-#[expect(dead_code, reason = "the bench uses the rest")]
+#[expect(dead_code, reason = "the bench shows the rest")]
 #[path = "../../benches/scaling/fleet.rs"]
 mod fleet;
 #[path = "../../benches/scaling/golden.rs"]
@@ -25,11 +25,12 @@ mod golden;
 mod hpa;
 #[path = "../../benches/scaling/keda.rs"]
 mod keda;
+mod simulated;
 
 /// A simulated second.
 const TICK: Duration = Duration::from_millis(50);
 /// What one replica should have before it.
-const JOBS_EACH: f64 = 30.0;
+const JOBS_EACH: f64 = 20.0;
 const REPLICAS_MAX: u32 = 4;
 
 #[test]
@@ -41,7 +42,7 @@ fn every_golden_vector_is_reproduced() {
 
 #[tokio::test]
 async fn replicas_follow_the_backlog_up_and_down_and_every_job_is_answered_once() {
-    const STEP: u16 = 150;
+    const STEP: u16 = 100;
     const IN_FLIGHT: u16 = 12;
     const VISIT: u16 = 10;
     let broker = broker();
@@ -52,9 +53,18 @@ async fn replicas_follow_the_backlog_up_and_down_and_every_job_is_answered_once(
 
     // A step, and others who always have a few jobs under way: too few for a second replica, enough for one.
     let (stop, stopped) = watch::channel(false);
-    let mut others = tokio::spawn(keep_in_flight(scene.producer().await, scene.prefix.clone(), IN_FLIGHT, stopped));
-    let ids = producer.send_all((0..STEP).map(|number| job(&scene.prefix, number))).await;
-    cluster.run_until("all replicas", |cluster| cluster.wanted == REPLICAS_MAX).await;
+    let mut others = tokio::spawn(keep_in_flight(
+        scene.producer().await,
+        scene.prefix.clone(),
+        IN_FLIGHT,
+        stopped,
+    ));
+    let ids = producer
+        .send_all((0..STEP).map(|number| job(&scene.prefix, number)))
+        .await;
+    cluster
+        .run_until("all replicas", |cluster| cluster.wanted == REPLICAS_MAX)
+        .await;
     cluster.run_until("one replica", |cluster| cluster.wanted == 1).await;
     let step = producer.replies(&ids).await;
     let held_when_ended = cluster.held_when_ended;
@@ -63,18 +73,31 @@ async fn replicas_follow_the_backlog_up_and_down_and_every_job_is_answered_once(
     let (other_ids, other_replies) = (&mut others).await.expect("the others got all their answers");
     let followed = std::mem::take(&mut cluster.course);
     // Somebody comes by when nobody is there.
-    let visit_ids = producer.send_all((0..VISIT).map(|number| job(&scene.prefix, number))).await;
+    let visit_ids = producer
+        .send_all((0..VISIT).map(|number| job(&scene.prefix, number)))
+        .await;
     cluster.run_until("a replica", |cluster| cluster.wanted > 0).await;
-    cluster.run_until("no replica again", |cluster| cluster.wanted == 0).await;
+    cluster
+        .run_until("no replica again", |cluster| cluster.wanted == 0)
+        .await;
     let visit = producer.replies(&visit_ids).await;
     cluster.all_ended().await;
 
-    let peak = followed.iter().position(|replicas| *replicas == REPLICAS_MAX).expect("just waited for");
+    let peak = followed
+        .iter()
+        .position(|replicas| *replicas == REPLICAS_MAX)
+        .expect("just waited for");
     assert!(followed[..peak].is_sorted(), "up, and only up: {followed:?}");
-    assert!(followed[peak..].is_sorted_by(|one, next| one >= next), "down, and only down: {followed:?}");
+    assert!(
+        followed[peak..].is_sorted_by(|one, next| one >= next),
+        "down, and only down: {followed:?}"
+    );
     assert_eq!((followed[0], followed.last()), (1, Some(&0)), "{followed:?}");
     assert_eq!(cluster.course, [1, 0], "so few jobs need one replica");
-    assert!(held_when_ended > 0.0, "no replica had work when it was ended, so nothing was proved");
+    assert!(
+        held_when_ended > 0.0,
+        "no replica had work when it was ended, so nothing was proved"
+    );
 
     assert!(producer.remaining().await.is_empty(), "jobs were answered twice");
     step.values().chain(visit.values()).for_each(|replies| check(replies));
@@ -96,7 +119,9 @@ async fn keep_in_flight(
     in_flight: u16,
     stopped: watch::Receiver<bool>,
 ) -> (Vec<String>, Vec<Reply>) {
-    let mut ids = producer.send_all((0..in_flight).map(|number| job(&prefix, number))).await;
+    let mut ids = producer
+        .send_all((0..in_flight).map(|number| job(&prefix, number)))
+        .await;
     while !*stopped.borrow() {
         producer.hear_one().await;
         ids.push(producer.send(job(&prefix, 7)).await);
@@ -168,7 +193,11 @@ impl<'a> Cluster<'a> {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while !reached(self) {
-            assert!(began.elapsed() < PATIENCE, "waited in vain for {event}; so far {:?}", self.course);
+            assert!(
+                began.elapsed() < PATIENCE,
+                "waited in vain for {event}; so far {:?}",
+                self.course
+            );
             ticks.tick().await;
             self.now += Duration::from_secs(1);
             self.tick().await;
@@ -237,7 +266,11 @@ impl<'a> Cluster<'a> {
         for pod in self.ending.drain(..) {
             let exit = pod.exit().await;
             assert_eq!(exit.code(), Some(0), "{}", pod.log());
-            assert!(!pod.log().contains("not all jobs were finished in time"), "{}", pod.log());
+            assert!(
+                !pod.log().contains("not all jobs were finished in time"),
+                "{}",
+                pod.log()
+            );
         }
     }
 
@@ -258,7 +291,7 @@ fn spec() -> Spec {
     let period = Duration::from_secs(15);
     Spec {
         polling: Duration::from_secs(10),
-        cooldown: Duration::from_secs(30),
+        cooldown: Duration::from_secs(20),
         initial_cooldown: Duration::from_secs(120),
         min: 0,
         max: REPLICAS_MAX,
@@ -273,7 +306,7 @@ fn spec() -> Spec {
         behavior: Some(Behavior {
             up: Behavior::default().up,
             down: Rules {
-                window: Duration::from_secs(60),
+                window: Duration::from_secs(45),
                 policies: vec![Policy::Pods { count: 1, period }],
                 select: Select::Max,
             },
