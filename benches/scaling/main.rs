@@ -38,7 +38,7 @@ fn described(run: &sweeps::Run) -> Value {
         "device": run.device, "load": run.load, "question": run.question, "setting": run.setting,
         "default": run.default,
         "accepted": run.setup.accepted,
-        "figures": outcomes.iter().map(|outcome| figures(outcome)).collect::<Vec<_>>(),
+        "figures": outcomes.iter().map(figures).collect::<Vec<_>>(),
         "course": first.course.iter().map(|point| json!([
             point.at, round(point.offered), round(point.backlog), point.replicas, point.ready, round(point.latency),
         ])).collect::<Vec<_>>(),

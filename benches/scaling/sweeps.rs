@@ -312,7 +312,7 @@ fn heavier(device: &Device) -> Vec<Run> {
     };
     let runs = SIGNALS.map(|(setting, signals)| {
         device.run(("heavier jobs", &load), "trigger", setting, |setup| {
-            read(device, setup, signals)
+            read(device, setup, signals);
         })
     });
     runs.into()
@@ -413,7 +413,7 @@ fn thousands(device: &Device) -> Vec<Run> {
         run("as the chart has it", &|_| ()),
         run("up 4 in 30 s", &|setup| behavior(setup).up.policies = vec![pods(4, 30)]),
         run("down 1 in 60 s", &|setup| {
-            behavior(setup).down.policies = vec![pods(1, 60)]
+            behavior(setup).down.policies = vec![pods(1, 60)];
         }),
         run("the broker carries 1000 replicas' worth", &|setup| {
             setup.broker.jobs_max = 1000.0 * device.pod.rate(1.0);

@@ -97,7 +97,9 @@ impl Broker {
 
     /// Where a broker that was started with the management plug-in has its API.
     pub fn management_port(&self) -> u16 {
-        self.ready.management_port.expect("the broker was started with rabbitmq_management")
+        self.ready
+            .management_port
+            .expect("the broker was started with rabbitmq_management")
     }
 
     /// Stops the broker as its operator would; what is durable stays in its folder.
