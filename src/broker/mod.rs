@@ -5,6 +5,7 @@ pub mod compare;
 pub mod connection;
 pub mod gate;
 pub mod link;
+pub mod permission;
 pub mod screen;
 pub mod stream;
 pub mod tls;
@@ -55,12 +56,36 @@ pub enum BrokerError {
     Silent(Duration),
     #[error("{what} cannot be used: {said}")]
     Unusable { what: String, said: String },
-    #[error("{what} may not be used: {said}")]
-    Forbidden { what: String, said: String },
+    #[error("{what} may not be used: {}", explained(.lacking.as_deref(), .said))]
+    Forbidden {
+        what: String,
+        /// `None` where the broker words it otherwise than RabbitMQ.
+        lacking: Option<Box<permission::Lacking>>,
+        said: String,
+    },
     #[error(transparent)]
     Lapin(#[from] lapin::Error),
     #[error("{0}")]
     Topology(topology::Mismatch),
+}
+
+/// The permission first, since it is what somebody can give; then the broker's own words.
+fn explained(lacking: Option<&permission::Lacking>, said: &str) -> String {
+    lacking.map_or_else(
+        || said.to_owned(),
+        |lacking| format!("{lacking}; the broker said: {said}"),
+    )
+}
+
+/// What a failure of the client says, with the permission that is missing for `act` if it is one.
+pub fn reason(error: &lapin::Error, act: permission::Act) -> String {
+    match error.kind() {
+        ErrorKind::ProtocolError(said) if is_refusal(said.kind()) => {
+            let said = said.get_message().to_string();
+            explained(permission::Lacking::of(&said, act).as_ref(), &said)
+        }
+        _ => error.to_string(),
+    }
 }
 
 impl BrokerError {

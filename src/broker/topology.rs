@@ -8,7 +8,9 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
 use tracing::warn;
 
-use super::BrokerError;
+use super::backoff::Failure;
+use super::permission::{Act, Lacking};
+use super::{BrokerError, failure_of};
 use crate::config::{QueueType, TopologyConfig, TopologyMode};
 
 /// Names of everything that belongs to one prefix.
@@ -137,11 +139,43 @@ impl Part {
 
     async fn declared(&self, connection: &Connection, passive: bool) -> Result<(), BrokerError> {
         let channel = connection.create_channel().await?;
-        declare(&channel, self, &Flags::default(), passive)
-            .await
-            .map_err(|error| refusal(self.what(), error))?;
+        let act = match self.kind {
+            Kind::Exchange => Act::DeclareExchange,
+            Kind::Queue => Act::DeclareQueue,
+        };
+        if let Err(error) = declare(&channel, self, &Flags::default(), passive).await {
+            let mut refused = refusal(self.what(), act, error);
+            self.decide(connection, &mut refused).await;
+            return Err(refused);
+        }
         close(&channel).await;
         Ok(())
+    }
+
+    /// Finds out which permission is missing, where the broker left it open.
+    async fn decide(&self, connection: &Connection, refused: &mut BrokerError) {
+        if let BrokerError::Forbidden {
+            lacking: Some(lacking), ..
+        } = refused
+            && lacking.is_ambiguous()
+        {
+            let must_be_read = self.arguments.contains_key("x-dead-letter-exchange");
+            let may_be_configured = must_be_read && self.may_be_configured(connection).await;
+            lacking.decide(!may_be_configured);
+        }
+    }
+
+    /// Asks for a queue of a type that there is not, which makes nothing: it is refused for that, or before for want of the
+    /// permission.
+    async fn may_be_configured(&self, connection: &Connection) -> bool {
+        let mut impossible = self.clone();
+        impossible.arguments = FieldTable::default();
+        impossible.arguments.insert("x-queue-type".into(), text("none-such"));
+        let Ok(channel) = connection.create_channel().await else {
+            return false;
+        };
+        let declared = declare(&channel, &impossible, &Flags::default(), false).await;
+        declared.is_err_and(|error| failure_of(&error) != Failure::Refusal)
     }
 
     /// Binds a queue to its exchange; where that is so already, nothing changes.
@@ -163,7 +197,7 @@ impl Part {
                 FieldTable::default(),
             )
             .await
-            .map_err(|error| refusal(self.what(), error))?;
+            .map_err(|error| refusal(self.what(), Act::Bind, error))?;
         close(&channel).await;
         Ok(())
     }
@@ -283,13 +317,17 @@ async fn check(connection: &Connection, parts: &[Part]) -> Result<(), BrokerErro
 /// A channel error is the broker's verdict on this very thing; anything else is the connection's trouble.
 ///
 /// Other arguments stay as they are until someone acts. A missing queue or permission may come: those are retried.
-pub fn refusal(what: String, error: lapin::Error) -> BrokerError {
+pub fn refusal(what: String, act: Act, error: lapin::Error) -> BrokerError {
     let ErrorKind::ProtocolError(protocol) = error.kind() else {
         return error.into();
     };
     let said = protocol.get_message().to_string();
     match protocol.kind() {
-        AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => BrokerError::Forbidden { what, said },
+        AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => BrokerError::Forbidden {
+            what,
+            lacking: Lacking::of(&said, act).map(Box::new),
+            said,
+        },
         AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => BrokerError::Unusable { what, said },
         AMQPErrorKind::Soft(_) => BrokerError::Topology(Mismatch { what, said }),
         AMQPErrorKind::Hard(_) => error.into(),

@@ -28,6 +28,7 @@ use crate::broker::BrokerError;
 use crate::broker::backoff::{Failure, Patience};
 use crate::broker::connection::Connected;
 use crate::broker::link::{self, Link};
+use crate::broker::permission::Act;
 use crate::broker::topology::{self, Names};
 use crate::config::{BrokerConfig, TopologyConfig};
 use crate::error::chain;
@@ -139,7 +140,7 @@ impl Consume {
         let consumer = channel
             .basic_consume(queue.clone(), ShortString::default(), options, FieldTable::default())
             .await
-            .map_err(|error| topology::refusal(format!("queue `{queue}`"), error))?;
+            .map_err(|error| topology::refusal(format!("queue `{queue}`"), Act::Consume, error))?;
         let (receipts, settler) = settle::generation(prefetch, self.receipts.clone());
         let backlog = Backlog {
             model: self.model.clone(),

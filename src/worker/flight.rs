@@ -23,6 +23,7 @@ use super::reply::Due;
 use super::unconfirmed::{Address, Confirmed, Number, Unconfirmed};
 use crate::broker::backoff::Failure;
 use crate::broker::connection::Connected;
+use crate::broker::permission::Act;
 use crate::broker::{self, link};
 use crate::telemetry::metrics::ReplyMetrics;
 
@@ -81,7 +82,7 @@ impl From<lapin::Error> for Gone {
     fn from(error: lapin::Error) -> Self {
         Self {
             failure: broker::failure_of(&error),
-            reason: error.to_string(),
+            reason: broker::reason(&error, Act::Publish),
             over_us: matches!(error.kind(), ErrorKind::ProtocolError(said) if is_over_us(said.kind())),
         }
     }

@@ -329,6 +329,95 @@ async fn a_permission_to_read_that_is_taken_away_is_named_and_the_worker_comes_b
 
     assert!(reason.contains("queue: "), "{reason}");
     assert!(reason.contains(&tenant.scene.prefix), "{reason}");
+    let lacking = format!("user `{}` lacks the permission `read` on ", tenant.user);
+    assert!(reason.contains(&lacking), "{reason}");
+}
+
+/// A user who lacks one permission on one thing of a scene of his own.
+struct Short {
+    scene: Scene,
+    user: String,
+    permission: &'static str,
+    thing: String,
+}
+
+impl Short {
+    /// `name` stands behind the prefix of the scene.
+    fn of(permission: &'static str, kind: &str, name: &str) -> Self {
+        let scene = Scene::new();
+        Self {
+            thing: format!("{kind} '{}{name}'", scene.prefix),
+            user: unique(),
+            scene,
+            permission,
+        }
+    }
+
+    /// The user with his permissions, as a term of Erlang.
+    fn term(&self) -> String {
+        let (_, name) = self.thing.split_once(' ').expect("a kind and a name");
+        let all_but = format!("^(?!{}$)", name.trim_matches('\'').replace('.', "[.]"));
+        let [configure, write, read] = ["configure", "write", "read"].map(|permission| {
+            if permission == self.permission {
+                all_but.as_str()
+            } else {
+                ".*"
+            }
+        });
+        format!(
+            r#"{{<<"{}">>, <<"{configure}">>, <<"{write}">>, <<"{read}">>}}"#,
+            self.user
+        )
+    }
+
+    fn worker(&self) -> Worker {
+        let (_, rest) = self.scene.uri.split_once('@').expect("a URI with a user");
+        let uri = format!("amqp://{}:secret@{rest}", self.user);
+        self.scene.worker("affine").env("INFERQ_BROKER__URI", uri).spawn()
+    }
+}
+
+#[tokio::test]
+async fn each_permission_that_is_missing_is_named_with_its_thing_its_user_and_its_virtual_host() {
+    let shorts = [
+        Short::of("configure", "exchange", ""),
+        Short::of("configure", "exchange", ".dead"),
+        Short::of("configure", "queue", ".affine"),
+        Short::of("configure", "queue", ".affine.dead"),
+        // Of the job queue's dead letter exchange; of a queue that is bound.
+        Short::of("write", "exchange", ".dead"),
+        Short::of("write", "queue", ".affine"),
+        Short::of("write", "queue", ".affine.dead"),
+        // Of an exchange that a queue is bound to; of a queue that has dead letters, and is consumed from.
+        Short::of("read", "exchange", ""),
+        Short::of("read", "exchange", ".dead"),
+        Short::of("read", "queue", ".affine"),
+    ];
+    let terms: Vec<String> = shorts.iter().map(Short::term).collect();
+    // In one command: each takes seconds.
+    Broker::shared().ctl(&[
+        "eval",
+        &format!(
+            r#"lists:foreach(fun({{User, Configure, Write, Read}}) ->
+                 rabbit_auth_backend_internal:add_user(User, <<"secret">>, <<"test">>),
+                 rabbit_auth_backend_internal:set_permissions(User, <<"/">>, Configure, Write, Read, <<"test">>)
+               end, [{}])."#,
+            terms.join(", ")
+        ),
+    ]);
+
+    let workers: Vec<Worker> = shorts.iter().map(Short::worker).collect();
+
+    for (short, worker) in shorts.iter().zip(workers) {
+        let reason = worker.unready_because("may not be used").await;
+        let lacking = format!(
+            "user `{}` lacks the permission `{}` on {} in virtual host `/`; give it with `rabbitmqctl set_permissions",
+            short.user, short.permission, short.thing
+        );
+        assert!(reason.contains(&lacking), "{lacking} is not in\n{reason}");
+        assert!(!worker.log().contains("secret"), "{}", worker.log());
+        worker.drain().await;
+    }
 }
 
 #[tokio::test]
@@ -352,6 +441,8 @@ async fn a_permission_to_reply_that_is_taken_away_is_named_and_nothing_is_lost_m
         reason.contains("amq.default") || reason.contains("default exchange"),
         "{reason}"
     );
+    let lacking = format!("user `{}` lacks the permission `write` on ", tenant.user);
+    assert!(reason.contains(&lacking), "{reason}");
     assert_eq!(reply.status(), "OK");
 }
 
