@@ -184,7 +184,8 @@ fn served(metrics: &Metrics) -> Served {
         name: "dense".into(),
         lanes: [(1, (lane, mpsc::channel(1).0))].into(),
         default_version: 1,
-        metrics: metrics.model("dense"),
+        metrics: metrics.model("dense").into(),
+        traces: None,
     }
 }
 

@@ -141,7 +141,8 @@ fn served(metrics: &Metrics) -> Served {
         name: "pair".into(),
         lanes: [(1, (Arc::new(lane), mpsc::channel(1).0))].into(),
         default_version: 1,
-        metrics: metrics.model("pair"),
+        metrics: metrics.model("pair").into(),
+        traces: None,
     }
 }
 

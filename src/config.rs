@@ -327,6 +327,7 @@ mod tests {
             ("telemetry.listen", "[::]:0"),
             ("telemetry.log", "warn,inferq=debug"),
             ("telemetry.log_format", "json"),
+            ("telemetry.otlp_endpoint", "http://collector:4318"),
         ];
         let paths: BTreeSet<&str> = samples.iter().map(|(path, _)| *path).collect();
         assert_eq!(paths, keys().map(|key| key.path).collect(), "a sample for each key");

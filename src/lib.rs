@@ -33,7 +33,7 @@
 //! For tests only: `src/worker/simulation/`, which runs these rules against a model broker in schedules drawn from seeds.
 //!
 //! Around it: `src/wire/` the messages; `src/broker/` connections and topology; `src/model/` what a repository holds;
-//! `src/client/` the producer's side; `src/cli/` one file a subcommand; `src/telemetry/` metrics, health, logs;
+//! `src/client/` the producer's side; `src/cli/` one file a subcommand; `src/telemetry/` metrics, traces, health, logs;
 //! `src/config.rs` and `src/error.rs` one home each.
 //!
 //! A failure takes the same road: from decode, batch or infer it goes on to reply as an error reply, and to settle with its

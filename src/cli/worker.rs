@@ -9,6 +9,7 @@ use tracing::{error, info};
 
 use crate::config::Config;
 use crate::model::repository;
+use crate::telemetry::export::{self, Traces};
 use crate::telemetry::health::{Condition, Health};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{log, server};
@@ -23,7 +24,9 @@ use crate::worker::{Worker, WorkerError};
 /// Whatever keeps it from starting or going on, as one sentence.
 pub fn run(config: Config) -> anyhow::Result<()> {
     let log = log::start(&config.telemetry)?;
-    let metrics = Arc::new(Metrics::new()?.with_log(log.dropped));
+    let metrics = Arc::new(Metrics::new()?);
+    metrics.about.watch_log(log.dropped);
+    metrics.about.runs_with(NO_RUNTIME);
     let coalesce = Coalesce {
         pause: config.worker.coalesce,
         in_hand: metrics.receipts.in_hand.clone(),
@@ -33,13 +36,23 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         .enable_all()
         .on_thread_park(move || coalesce.rest())
         .build()?;
-    let ended = runtime.block_on(work(config, metrics));
+    let (traces, exporting) = match &config.telemetry.otlp_endpoint {
+        Some(endpoint) => {
+            let (traces, exporting) = export::start(&config, endpoint, metrics.spans_dropped.clone())?;
+            (Some(traces), Some(exporting))
+        }
+        None => (None, None),
+    };
+    let ended = runtime.block_on(work(config, metrics, traces));
     // A model that is still loading must not hold up the end.
     runtime.shutdown_background();
+    if let Some(exporting) = exporting {
+        exporting.finish();
+    }
     ended
 }
 
-async fn work(config: Config, metrics: Arc<Metrics>) -> anyhow::Result<()> {
+async fn work(config: Config, metrics: Arc<Metrics>, traces: Option<Traces>) -> anyhow::Result<()> {
     let health = Health::default();
     let stop = stop_on_signals()?;
     let closed = CancellationToken::new();
@@ -55,8 +68,8 @@ async fn work(config: Config, metrics: Arc<Metrics>) -> anyhow::Result<()> {
     };
     tokio::spawn(say_when_ready(health.clone(), listen));
     let loading = {
-        let (config, health) = (config.clone(), health.clone());
-        tokio::task::spawn_blocking(move || load_models(&config, &health))
+        let (config, health, metrics) = (config.clone(), health.clone(), metrics.clone());
+        tokio::task::spawn_blocking(move || load_models(&config, &health, &metrics))
     };
     let models = tokio::select! {
         models = loading => models??,
@@ -68,6 +81,7 @@ async fn work(config: Config, metrics: Arc<Metrics>) -> anyhow::Result<()> {
         models,
         health,
         metrics,
+        traces,
         stop,
     };
     let ended = worker.run().await;
@@ -75,9 +89,10 @@ async fn work(config: Config, metrics: Arc<Metrics>) -> anyhow::Result<()> {
     Ok(ended?)
 }
 
-fn load_models(config: &Config, health: &Health) -> anyhow::Result<Vec<LoadedModel>> {
+fn load_models(config: &Config, health: &Health, metrics: &Metrics) -> anyhow::Result<Vec<LoadedModel>> {
     let runtime = Runtime::load()?;
     info!(library = %runtime.library().display(), "ONNX Runtime loaded");
+    metrics.about.runs_with(runtime.version());
     let models = repository::scan(&config.models.repository, &config.models.load)?;
     let (loaded, faults) = load::load_all(&runtime, config, &models);
     for (model, fault) in &faults {
@@ -123,3 +138,5 @@ fn stop_on_signals() -> anyhow::Result<CancellationToken> {
 }
 
 const STOPPED_AT_ONCE: i32 = 1;
+/// What `inferq_build_info` says of ONNX Runtime before it is loaded.
+const NO_RUNTIME: &str = "";

@@ -377,8 +377,8 @@ fn encode(job: &Job, timeout: Option<Duration>) -> (BasicProperties, Bytes) {
     text("inferq-model-version", &job.version);
     text("traceparent", &job.traceparent);
     text("tracestate", &job.tracestate);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     if let Some(timeout) = timeout {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let deadline = i64::try_from(now.saturating_add(timeout).as_millis()).unwrap_or(i64::MAX);
         headers.insert("inferq-deadline".into(), AMQPValue::LongLongInt(deadline));
     }
@@ -387,6 +387,8 @@ fn encode(job: &Job, timeout: Option<Duration>) -> (BasicProperties, Bytes) {
     }
     let mut properties = BasicProperties::default()
         .with_content_type(encoded.content_type.into())
+        // For the time in the queue.
+        .with_timestamp(now.as_secs())
         .with_headers(headers);
     if let Some(priority) = job.priority {
         properties = properties.with_priority(priority);

@@ -10,8 +10,8 @@ use ::config::ValueKind;
 
 use super::read::Reader;
 use super::rule::{
-    Count, DeviceRule, LogFilter, Milliseconds, ModelNames, OneOf, OptionalAddress, OptionalCount, OptionalPath,
-    RequiredPath, Rule, TopologyPrefix, Uri, WholeNumber, WholeSeconds, WorkerName, YesOrNo,
+    Count, DeviceRule, LogFilter, Milliseconds, ModelNames, OneOf, OptionalAddress, OptionalCollector, OptionalCount,
+    OptionalPath, RequiredPath, Rule, TopologyPrefix, Uri, WholeNumber, WholeSeconds, WorkerName, YesOrNo,
 };
 use super::uri::BrokerUri;
 use super::values::{Device, LogFormat, QueueType, TopologyMode, Unroutable};
@@ -294,5 +294,9 @@ settings! {
         /// How log lines look.
         log_format: LogFormat, "log_format" = "text", OneOf(LogFormat::ALL),
             "People read it first; collectors ask for `json`.";
+        /// Where traces go: an OpenTelemetry collector that takes OTLP over HTTP (protobuf). The path `/v1/traces` is added; only
+        /// jobs whose `traceparent` says that they are sampled have a trace.
+        otlp_endpoint: Option<String>, "otlp_endpoint" = "", OptionalCollector,
+            "Most workers have no collector; without one nothing is recorded, and it costs nothing.";
     }
 }

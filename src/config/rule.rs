@@ -10,8 +10,8 @@ use std::time::Duration;
 use ::config::{Value, ValueKind};
 
 pub(super) use text::{
-    DeviceRule, LogFilter, ModelNames, OneOf, OptionalAddress, OptionalPath, RequiredPath, TopologyPrefix, Uri,
-    WorkerName,
+    DeviceRule, LogFilter, ModelNames, OneOf, OptionalAddress, OptionalCollector, OptionalPath, RequiredPath,
+    TopologyPrefix, Uri, WorkerName,
 };
 
 /// How the value of a key is checked.

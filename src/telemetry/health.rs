@@ -1,6 +1,6 @@
 //! Why the worker is not ready, if it is not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ pub enum Condition {
 }
 
 impl Condition {
-    const fn name(&self) -> &'static str {
+    pub const fn name(&self) -> &'static str {
         match self {
             Self::Loading => "loading",
             Self::ConsumeConnection | Self::PublishConnection => "broker",
@@ -65,6 +65,11 @@ impl Health {
 
     pub fn is_ready(&self) -> bool {
         self.conditions.borrow().is_empty()
+    }
+
+    /// The kinds of conditions that hold.
+    pub fn names(&self) -> BTreeSet<&'static str> {
+        self.conditions.borrow().keys().map(Condition::name).collect()
     }
 
     /// One line a condition, `name: reason`; empty when ready.

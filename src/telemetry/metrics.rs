@@ -2,26 +2,27 @@
 //!
 //! Labels come from closed sets. Series exist at 0 from the start, so that a query never meets an empty vector.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::about::About;
+use crate::broker::link::Role;
+use crate::model::capacity::Capacity;
+use crate::wire::status::{Status, UNROUTABLE_REPLY};
 use prometheus::core::Collector;
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder,
 };
-use tracing_appender::non_blocking::ErrorCounter;
-
-use crate::broker::link::Role;
-use crate::model::capacity::Capacity;
-use crate::wire::status::Status;
 
 /// The registry and what is shared by all models.
 pub struct Metrics {
     registry: Registry,
     jobs: IntCounterVec,
     job_seconds: HistogramVec,
-    deliveries: IntCounterVec,
+    arrivals: Arrivals,
+    endings: Endings,
     waiting: Waiting,
     rows: IntCounterVec,
     batches: IntCounterVec,
@@ -38,12 +39,27 @@ pub struct Metrics {
     connects: IntCounterVec,
     connect_failures: IntCounterVec,
     model_device: IntGaugeVec,
-    pub ready: IntGauge,
     pub reply: ReplyMetrics,
     pub receipts: ReceiptMetrics,
-    log_dropped: IntCounter,
-    /// Where `log_dropped` is counted.
-    log: Option<ErrorCounter>,
+    /// Spans that nobody took in time.
+    pub spans_dropped: IntCounter,
+    /// What the worker is, looked at when somebody asks.
+    pub about: About,
+}
+
+/// What comes off the queues.
+struct Arrivals {
+    deliveries: IntCounterVec,
+    redelivered: IntCounterVec,
+    queue_wait: HistogramVec,
+    without_timestamp: IntCounterVec,
+    decode_seconds: HistogramVec,
+}
+
+/// What becomes of jobs that nobody can answer.
+struct Endings {
+    dead_letters: IntCounterVec,
+    unroutable: IntCounterVec,
 }
 
 /// What is taken ahead, and what is not taken yet.
@@ -54,13 +70,20 @@ struct Waiting {
 }
 
 /// One model, whatever version answers.
-#[derive(Clone)]
 pub struct ModelMetrics {
     pub deliveries: IntCounter,
+    /// Of those, the ones that the broker had delivered before.
+    pub redelivered: IntCounter,
+    queue_wait: Histogram,
+    without_timestamp: IntCounter,
+    decode_seconds: Histogram,
+    /// Replies whose queue is gone or full.
+    pub unroutable: IntCounter,
+    dead_letters: [(&'static str, IntCounter); DEAD_CODES.len()],
     /// What the broker may have sent ahead of its acks.
     pub prefetch: IntGauge,
     pub backlog: BacklogMetrics,
-    jobs: Arc<[(Status, IntCounter)]>,
+    jobs: [(Status, IntCounter); Status::ALL.len()],
     job_seconds: Histogram,
 }
 
@@ -71,6 +94,28 @@ impl ModelMetrics {
             jobs.inc();
         }
         self.job_seconds.observe(elapsed.as_secs_f64());
+    }
+
+    /// A delivery was decoded, which took so long; before that it was in the queue for `queued`, if its producer said when
+    /// it was published.
+    pub fn decoded(&self, queued: Option<Duration>, took: Duration) {
+        match queued {
+            Some(queued) => self.queue_wait.observe(queued.as_secs_f64()),
+            None => self.without_timestamp.inc(),
+        }
+        self.decode_seconds.observe(took.as_secs_f64());
+    }
+
+    /// The broker has confirmed a dead letter with this code.
+    pub fn dead_lettered(&self, code: &str) {
+        if let Some((_, letters)) = self.dead_letters.iter().find(|(own, _)| *own == code) {
+            letters.inc();
+        }
+    }
+
+    #[cfg(test)]
+    pub fn dead_letters(&self) -> u64 {
+        self.dead_letters.iter().map(|(_, letters)| letters.get()).sum()
     }
 }
 
@@ -157,10 +202,8 @@ pub struct LinkMetrics {
 #[derive(Clone)]
 pub struct ReplyMetrics {
     pub replied: IntCounter,
-    pub unroutable: IntCounter,
     pub refused: IntCounter,
     pub stale: IntCounter,
-    pub dead_lettered: IntCounter,
     pub unconfirmed: IntGauge,
     pub confirm_seconds: Histogram,
 }
@@ -177,8 +220,11 @@ impl ReplyMetrics {
 /// The rights to settle.
 #[derive(Clone)]
 pub struct ReceiptMetrics {
+    /// Consuming channels opened.
+    pub generations: IntCounter,
     pub in_hand: IntGauge,
     pub dropped: IntCounter,
+    pub settle_seconds: Histogram,
 }
 
 impl Metrics {
@@ -193,10 +239,11 @@ impl Metrics {
             job_seconds: add.histograms(
                 "inferq_job_duration_seconds",
                 "From the delivery of a job to its answer",
-                &["model"],
+                MODEL,
                 seconds(),
             )?,
-            deliveries: add.counters("inferq_deliveries_total", "Messages taken off the queue", &["model"])?,
+            arrivals: arrivals(&add)?,
+            endings: endings(&add)?,
             waiting: waiting(&add)?,
             rows: add.counters("inferq_rows_total", "Rows run", LANE)?,
             batches: add.counters(
@@ -242,39 +289,41 @@ impl Metrics {
                 "1 for the device that a model was asked to run on and a provider that did run its nodes",
                 &["model", "version", "device", "provider"],
             )?,
-            ready: add.gauge("inferq_ready", "Whether /readyz says ready")?,
             reply: replies(&add)?,
             receipts: receipts(&add)?,
-            log_dropped: add.counter(
-                "inferq_log_lines_dropped_total",
-                "Log lines that could not be written in time",
+            spans_dropped: add.counter(
+                "inferq_spans_dropped_total",
+                "Spans that the collector did not take, or not in time",
             )?,
-            log: None,
+            about: About::new(&add)?,
             registry,
         })
     }
 
-    /// Shows what a log counts as well.
-    pub fn with_log(self, dropped: ErrorCounter) -> Self {
-        Self {
-            log: Some(dropped),
-            ..self
-        }
-    }
-
     pub fn model(&self, model: &str) -> ModelMetrics {
+        let Arrivals {
+            deliveries,
+            redelivered,
+            queue_wait,
+            without_timestamp,
+            decode_seconds,
+        } = &self.arrivals;
+        let labels = &[model];
         ModelMetrics {
-            deliveries: self.deliveries.with_label_values(&[model]),
+            deliveries: deliveries.with_label_values(labels),
+            redelivered: redelivered.with_label_values(labels),
+            queue_wait: queue_wait.with_label_values(labels),
+            without_timestamp: without_timestamp.with_label_values(labels),
+            decode_seconds: decode_seconds.with_label_values(labels),
+            unroutable: self.endings.unroutable.with_label_values(labels),
+            dead_letters: DEAD_CODES.map(|code| (code, self.endings.dead_letters.with_label_values(&[model, code]))),
             prefetch: self.waiting.prefetch.with_label_values(&[model]),
             backlog: BacklogMetrics {
                 model: model.into(),
                 jobs: self.waiting.backlog_jobs.clone(),
                 seconds: self.waiting.backlog_seconds.clone(),
             },
-            jobs: Status::ALL
-                .into_iter()
-                .map(|status| (status, self.jobs.with_label_values(&[model, status.name()])))
-                .collect(),
+            jobs: Status::ALL.map(|status| (status, self.jobs.with_label_values(&[model, status.name()]))),
             job_seconds: self.job_seconds.with_label_values(&[model]),
         }
     }
@@ -313,8 +362,6 @@ impl Metrics {
 
     /// All metrics in Prometheus' text format.
     pub fn render(&self) -> String {
-        let dropped = self.log.as_ref().map_or(0, ErrorCounter::dropped_lines) as u64;
-        self.log_dropped.inc_by(dropped.saturating_sub(self.log_dropped.get()));
         let mut text = Vec::new();
         // Fails only where metrics of one family disagree, which the registry rules out.
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
@@ -331,22 +378,65 @@ fn capacity(add: &Adding<'_>) -> prometheus::Result<(GaugeVec, GaugeVec)> {
     ))
 }
 
+fn arrivals(add: &Adding<'_>) -> prometheus::Result<Arrivals> {
+    Ok(Arrivals {
+        deliveries: add.counters("inferq_deliveries_total", "Messages taken off the queue", MODEL)?,
+        redelivered: add.counters(
+            "inferq_redelivered_total",
+            "Messages taken off the queue that had been delivered before",
+            MODEL,
+        )?,
+        queue_wait: add.histograms(
+            "inferq_queue_wait_seconds",
+            "From the producer's timestamp, of whole seconds as a rule, to the delivery",
+            MODEL,
+            decades(-2..=3),
+        )?,
+        without_timestamp: add.counters(
+            "inferq_jobs_without_timestamp_total",
+            "Messages that do not say when they were published",
+            MODEL,
+        )?,
+        decode_seconds: add.histograms(
+            "inferq_decode_duration_seconds",
+            "Decoding and checking a job",
+            MODEL,
+            decades(-6..=0),
+        )?,
+    })
+}
+
+fn endings(add: &Adding<'_>) -> prometheus::Result<Endings> {
+    Ok(Endings {
+        dead_letters: add.counters(
+            "inferq_dead_letters_total",
+            "Dead letters that the broker confirmed",
+            &["model", "code"],
+        )?,
+        unroutable: add.counters(
+            "inferq_replies_unroutable_total",
+            "Replies whose queue is gone or full",
+            MODEL,
+        )?,
+    })
+}
+
 fn waiting(add: &Adding<'_>) -> prometheus::Result<Waiting> {
     Ok(Waiting {
         prefetch: add.gauges(
             "inferq_prefetch",
             "Deliveries that the broker may send ahead of their acks",
-            &["model"],
+            MODEL,
         )?,
         backlog_jobs: add.gauges(
             "inferq_backlog_jobs",
             "Jobs that wait in the queue, looked at every 5 s",
-            &["model"],
+            MODEL,
         )?,
         backlog_seconds: add.real_gauges(
             "inferq_backlog_seconds",
             "What this worker alone would need for the jobs in the queue and in its hands",
-            &["model"],
+            MODEL,
         )?,
     })
 }
@@ -354,7 +444,6 @@ fn waiting(add: &Adding<'_>) -> prometheus::Result<Waiting> {
 fn replies(add: &Adding<'_>) -> prometheus::Result<ReplyMetrics> {
     Ok(ReplyMetrics {
         replied: add.counter("inferq_replies_total", "Replies that the broker confirmed")?,
-        unroutable: add.counter("inferq_replies_unroutable_total", "Replies whose queue is gone or full")?,
         refused: add.counter(
             "inferq_publishes_refused_total",
             "Messages that the broker did not take",
@@ -363,7 +452,6 @@ fn replies(add: &Adding<'_>) -> prometheus::Result<ReplyMetrics> {
             "inferq_answers_stale_total",
             "Answers to jobs of a channel that is gone",
         )?,
-        dead_lettered: add.counter("inferq_dead_letters_total", "Dead letters that the broker confirmed")?,
         unconfirmed: add.gauge(
             "inferq_publishes_unconfirmed",
             "Messages published and not yet confirmed",
@@ -378,29 +466,40 @@ fn replies(add: &Adding<'_>) -> prometheus::Result<ReplyMetrics> {
 
 fn receipts(add: &Adding<'_>) -> prometheus::Result<ReceiptMetrics> {
     Ok(ReceiptMetrics {
+        generations: add.counter("inferq_generations_total", "Consuming channels opened, over all models")?,
         in_hand: add.gauge("inferq_jobs_in_hand", "Deliveries taken and not yet settled")?,
         dropped: add.counter(
             "inferq_receipts_dropped_total",
             "Deliveries neither settled nor lost with their channel; a mistake unless the worker is stopping",
         )?,
+        settle_seconds: add.histogram(
+            "inferq_settle_duration_seconds",
+            "From the confirm of a reply or dead letter to the ack of its job being written",
+            decades(-5..=1),
+        )?,
     })
 }
 
 /// Makes a metric and registers it.
-struct Adding<'a>(&'a Registry);
+pub(super) struct Adding<'a>(&'a Registry);
 
 impl Adding<'_> {
+    /// Registers what has names of its own.
+    pub(super) fn all_of(&self, collector: impl Collector + 'static) -> prometheus::Result<()> {
+        self.0.register(Box::new(collector))
+    }
+
     fn add<C: Collector + Clone + 'static>(&self, metric: prometheus::Result<C>) -> prometheus::Result<C> {
         let metric = metric?;
         self.0.register(Box::new(metric.clone()))?;
         Ok(metric)
     }
 
-    fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+    pub(super) fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
         self.add(IntCounter::new(name, help))
     }
 
-    fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+    pub(super) fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
         self.add(IntGauge::new(name, help))
     }
 
@@ -412,11 +511,11 @@ impl Adding<'_> {
         self.add(IntCounterVec::new(Opts::new(name, help), labels))
     }
 
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+    pub(super) fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
         self.add(IntGaugeVec::new(Opts::new(name, help), labels))
     }
 
-    fn real_gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<GaugeVec> {
+    pub(super) fn real_gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<GaugeVec> {
         self.add(GaugeVec::new(Opts::new(name, help), labels))
     }
 
@@ -445,10 +544,24 @@ fn seconds() -> Vec<f64> {
     bounds
 }
 
+/// 1, 2 and 5 times these powers of ten. Read from text, since products of powers would show as `9.999999999999999e-6`.
+fn decades(powers: RangeInclusive<i32>) -> Vec<f64> {
+    let bounds = powers.flat_map(|power| [1, 2, 5].map(|digit| format!("{digit}e{power}")));
+    bounds.filter_map(|bound| bound.parse().ok()).collect()
+}
+
 fn powers_of_two() -> Vec<f64> {
     (0..=12).map(|power| f64::from(1 << power)).collect()
 }
 
+/// Codes that a dead letter can have: no other status ends there (`src/worker/plan.rs`).
+const DEAD_CODES: [&str; 4] = [
+    Status::InvalidArgument.name(),
+    Status::NotFound.name(),
+    Status::Internal.name(),
+    UNROUTABLE_REPLY,
+];
+const MODEL: &[&str] = &["model"];
 const LANE: &[&str] = &["model", "version"];
 const ROLE: &[&str] = &["connection"];
 
@@ -474,7 +587,7 @@ mod tests {
 
     #[test]
     fn bucket_bounds_rise() {
-        for bounds in [seconds(), powers_of_two()] {
+        for bounds in [seconds(), decades(-6..=0), decades(-2..=3), powers_of_two()] {
             assert!(bounds.windows(2).all(|pair| pair[0] < pair[1]), "{bounds:?}");
         }
     }

@@ -50,7 +50,7 @@ pub async fn serve(listener: TcpListener, health: Health, metrics: Arc<Metrics>,
 type Shared = State<(Health, Arc<Metrics>)>;
 
 async fn render(State((health, metrics)): Shared) -> impl IntoResponse {
-    metrics.ready.set(i64::from(health.is_ready()));
+    metrics.about.look(&health);
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
         metrics.render(),

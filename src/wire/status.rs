@@ -38,6 +38,9 @@ impl Status {
     }
 }
 
+/// What a dead letter has in the place of a status: the job was computed, and its reply found no queue.
+pub const UNROUTABLE_REPLY: &str = "UNROUTABLE_REPLY";
+
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())

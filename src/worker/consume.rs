@@ -141,6 +141,7 @@ impl Consume {
             .basic_consume(queue.clone(), ShortString::default(), options, FieldTable::default())
             .await
             .map_err(|error| topology::refusal(format!("queue `{queue}`"), Act::Consume, error))?;
+        self.receipts.generations.inc();
         let (receipts, settler) = settle::generation(prefetch, self.receipts.clone());
         let backlog = Backlog {
             model: self.model.clone(),
@@ -247,6 +248,9 @@ impl Consume {
             body,
         };
         self.model.metrics.deliveries.inc();
+        if delivery.redelivered {
+            self.model.metrics.redelivered.inc();
+        }
         // Oversize bodies are refused and let go at once, so that they need no share.
         if let Ok(bytes) = u32::try_from(delivery.body.len())
             && delivery.body.len() <= self.limits.body_bytes_max

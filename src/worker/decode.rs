@@ -13,13 +13,16 @@ use tokio::time::Instant;
 
 use super::coalesce::Hurry;
 use super::consume::Delivery;
+use super::message;
 use super::prefetch::Load;
 use super::reply::{Answer, Outcome};
-use super::settle::Receipt;
+use super::settle::{Receipt, Verdict};
 use crate::error::JobError;
 use crate::model::capacity::Estimate;
 use crate::model::signature::{Dim, Dims, Signature, TensorSpec};
+use crate::telemetry::export::{Traced, Traces};
 use crate::telemetry::metrics::{LaneMetrics, ModelMetrics};
+use crate::telemetry::trace::{Arrival, Trace};
 use crate::wire::error::{WireError, excerpt};
 use crate::wire::request::{Request, RequestInput, decode_request};
 use crate::wire::tensor::{Datatype, Tensor, bytes_elements};
@@ -31,7 +34,9 @@ pub struct Served {
     pub lanes: BTreeMap<u64, (Arc<Lane>, Sender<Job>)>,
     /// The version for jobs that pin none.
     pub default_version: u64,
-    pub metrics: ModelMetrics,
+    pub metrics: Arc<ModelMetrics>,
+    /// Where the traces of its jobs go, if anywhere.
+    pub traces: Option<Traces>,
 }
 
 /// One version of a model, with its own engines and batches.
@@ -86,7 +91,11 @@ pub struct Envelope {
     pub redelivered: bool,
     /// Earlier deliveries that the broker knows of.
     pub delivery_count: u64,
-    pub metrics: ModelMetrics,
+    pub metrics: Arc<ModelMetrics>,
+    /// When the broker confirmed what was published for the job last.
+    pub confirmed: Option<Instant>,
+    /// `None` unless the producer samples its trace, and somebody collects it.
+    pub trace: Option<Box<Traced>>,
     pub receipt: Receipt,
     _memory: Option<OwnedSemaphorePermit>,
 }
@@ -145,7 +154,36 @@ impl Moment {
 /// Turns a delivery into a job for one of the model's lanes, or into the answer that says why not.
 pub fn decode(delivery: Delivery, served: &Served, limits: &Limits) -> Decoded {
     // The wall clock is read now, so now is what it is compared with: the delivery may have waited for memory.
-    decode_at(Moment::now(), delivery, served, limits)
+    let moment = Moment::now();
+    let mut decoded = decode_at(moment, delivery, served, limits);
+    let ended = Instant::now();
+    let (envelope, rows) = match &mut decoded {
+        Ok((job, _)) => (&mut job.envelope, Some(job.rows)),
+        Err(answer) => (&mut answer.envelope, None),
+    };
+    let queued = message::queued(envelope, moment);
+    envelope.metrics.decoded(queued, ended - moment.now);
+    if let Some(traces) = &served.traces {
+        envelope.trace = traces.begin(&envelope.properties, || Arrival {
+            model: &envelope.model,
+            version: &envelope.version,
+            message_id: text(envelope.properties.message_id()),
+            correlation_id: text(envelope.properties.correlation_id()),
+            body_bytes: envelope.body.len(),
+            rows,
+            redelivered: envelope.redelivered,
+            delivery_count: envelope.delivery_count,
+            queued,
+            delivered: envelope.arrived,
+            decode_began: moment.now,
+            decode_ended: ended,
+        });
+    }
+    decoded
+}
+
+fn text(value: &Option<ShortString>) -> Option<&str> {
+    value.as_ref().map(ShortString::as_str)
 }
 
 /// As [`decode`], at a moment that is given.
@@ -176,7 +214,7 @@ pub fn decode_at(moment: Moment, delivery: Delivery, served: &Served, limits: &L
 }
 
 impl Envelope {
-    pub fn new(delivery: Delivery, model: Arc<str>, default_version: u64, metrics: ModelMetrics) -> Self {
+    pub fn new(delivery: Delivery, model: Arc<str>, default_version: u64, metrics: Arc<ModelMetrics>) -> Self {
         let version = match header(&delivery.properties, VERSION) {
             Some(AMQPValue::LongString(version)) => excerpt(&version.to_string()),
             Some(value) => integer(value).map_or_else(String::new, |version| version.to_string()),
@@ -193,9 +231,21 @@ impl Envelope {
             properties: delivery.properties,
             body: delivery.body,
             metrics,
+            confirmed: None,
+            trace: None,
             receipt: delivery.receipt,
             _memory: delivery.memory,
         }
+    }
+
+    /// Ends the job: the broker is told `verdict`, and whoever collects traces learns of it.
+    pub fn settle(self, verdict: Verdict) {
+        self.receipt.settle_after(verdict, self.confirmed, self.trace);
+    }
+
+    /// The trace of the job, if it has one.
+    pub fn trace(&mut self) -> Option<&mut Trace> {
+        self.trace.as_mut().map(|traced| &mut traced.trace)
     }
 
     /// The sender's wish for the time split.

@@ -265,9 +265,12 @@ impl Flight {
             error!("the broker returned a message for `{routing_key}` that was not under way");
         }
         self.metrics.unconfirmed.set(self.unconfirmed.len() as i64);
-        let settled = landed.into_iter().map(|landed| {
-            let waited = landed.published.elapsed().as_secs_f64();
-            self.metrics.confirm_seconds.observe(waited);
+        // One moment for all: they are here together.
+        let now = Instant::now();
+        let settled = landed.into_iter().map(|mut landed| {
+            let waited = now.saturating_duration_since(landed.published);
+            self.metrics.confirm_seconds.observe(waited.as_secs_f64());
+            landed.parcel.landed(landed.published, now, landed.fate);
             (landed.parcel, landed.fate)
         });
         Landed {

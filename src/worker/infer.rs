@@ -25,6 +25,7 @@ use super::{Fatal, WorkerError};
 use crate::error::JobError;
 use crate::model::capacity::Fit;
 use crate::model::signature::Signature;
+use crate::telemetry::trace;
 use crate::wire::tensor::rows_range;
 
 /// Runs one model. An engine lives on one thread and is called by nobody else.
@@ -154,6 +155,7 @@ impl Inference {
             Ok(runs) => {
                 let infer = started.elapsed();
                 self.lane.metrics.ran(batch.rows, infer);
+                trace_run(&mut batch, started, started + infer);
                 self.answer(batch, &runs, started, infer, answers);
                 Ok(())
             }
@@ -169,6 +171,7 @@ impl Inference {
                         JobError::Failed(error.to_string())
                     }
                 };
+                trace_run(&mut batch, started, Instant::now());
                 // One job is left, and it is the culprit.
                 answers.extend(batch.jobs.pop().map(|job| Answer {
                     envelope: job.envelope,
@@ -270,6 +273,12 @@ impl Inference {
             });
         }
     }
+}
+
+fn trace_run(batch: &mut Batch, began: Instant, ended: Instant) {
+    let rows = batch.rows;
+    let traces = batch.jobs.iter_mut().filter_map(|job| job.envelope.trace());
+    trace::ran(traces, began, ended, rows);
 }
 
 /// The jobs of a failed batch, to be run again: in halves, or each alone where every failure costs a whole time limit.

@@ -1,6 +1,7 @@
 //! Loading: from the files of a repository to engines that have shown what they must.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -13,7 +14,7 @@ use crate::config::Config;
 use crate::error::chain;
 use crate::model::batching::Batching;
 use crate::model::capacity::Fit;
-use crate::model::digest::DigestError;
+use crate::model::digest::{Digest, DigestError};
 use crate::model::proof::{self, Proof, ProofError};
 use crate::model::repository::{ModelFiles, VersionFiles};
 use crate::model::signature::Signature;
@@ -47,6 +48,10 @@ pub struct LoadedVersion {
     pub hardware: Hardware,
     /// Where its runs took place.
     pub placement: Placement,
+    /// Stated in `model.toml` and found in the file.
+    pub digest: Option<Digest>,
+    /// What loading took.
+    pub load: Duration,
     pub engines: Vec<Box<dyn Engine + Send>>,
 }
 
@@ -150,13 +155,14 @@ fn load_version(
     for _ in 1..instances {
         engines.push(Box::new(OnnxEngine::load(runtime, &files.onnx, &weights, &hardware)?));
     }
+    let load = began.elapsed();
     info!(
         model.name = model.name,
         model.version = files.version,
         instances,
         device = %hardware.device,
         ran_on = %placement,
-        load_ms = began.elapsed().as_millis() as u64,
+        load_ms = load.as_millis() as u64,
         row_us = fit.capacity().map(|capacity| (capacity.seconds_per_row * 1e6) as u64),
         run_us = fit.capacity().map(|capacity| (capacity.seconds_per_run * 1e6) as u64),
         "model loaded"
@@ -170,6 +176,8 @@ fn load_version(
         file: files.onnx.clone(),
         hardware,
         placement,
+        digest: files.digest,
+        load,
         engines,
     })
 }

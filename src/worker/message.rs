@@ -1,12 +1,12 @@
 //! The messages a worker publishes: replies and dead letters (DESIGN, sections 2.3 and 2.4). Pure.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
-use super::decode::{Envelope, VERSION, header};
+use super::decode::{Envelope, Moment, VERSION, header};
 use super::reply::{Outcome, Timing};
 use crate::broker::topology::Names;
 use crate::error::JobError;
@@ -149,16 +149,13 @@ fn reply_headers(envelope: &Envelope, status: Status) -> FieldTable {
 }
 
 fn timing_headers(envelope: &Envelope, timing: &Timing, headers: &mut FieldTable) {
-    let total = envelope.arrived.elapsed();
-    let mut micros = |name: &str, time: std::time::Duration| {
+    let moment = Moment::now();
+    let total = moment.now.saturating_duration_since(envelope.arrived);
+    let mut micros = |name: &str, time: Duration| {
         let micros = i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
         headers.insert(name.into(), AMQPValue::LongLongInt(micros));
     };
-    if let Some(published) = published_unix_ms(envelope) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let queued = now
-            .saturating_sub(total)
-            .saturating_sub(std::time::Duration::from_millis(published));
+    if let Some(queued) = queued(envelope, moment) {
         micros("inferq-queue-us", queued);
     }
     micros("inferq-wait-us", timing.wait);
@@ -166,6 +163,14 @@ fn timing_headers(envelope: &Envelope, timing: &Timing, headers: &mut FieldTable
     micros("inferq-total-us", total);
     let rows = i64::try_from(timing.batch_rows).unwrap_or(i64::MAX);
     headers.insert("inferq-batch-rows".into(), AMQPValue::LongLongInt(rows));
+}
+
+/// How long a job was in the queue: from its producer's timestamp to its delivery, and no less than nothing where the clocks
+/// of producer and worker differ. `None` if it does not say when it was published.
+pub fn queued(envelope: &Envelope, moment: Moment) -> Option<Duration> {
+    let published = Duration::from_millis(published_unix_ms(envelope)?);
+    let since_delivery = moment.now.saturating_duration_since(envelope.arrived);
+    Some(moment.unix.saturating_sub(since_delivery).saturating_sub(published))
 }
 
 /// When the job was published: the broker's millisecond header if its plug-in sets one, else the AMQP property, which

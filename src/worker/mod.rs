@@ -61,6 +61,8 @@ use crate::broker::link::{Link, Role, Supervisor};
 use crate::broker::topology::{Mismatch, Names};
 use crate::config::{Config, QueueType};
 use crate::model::capacity::Estimate;
+use crate::telemetry::about::ServedVersion;
+use crate::telemetry::export::Traces;
 use crate::telemetry::health::{Condition, Health};
 use crate::telemetry::metrics::Metrics;
 
@@ -107,6 +109,8 @@ pub struct Worker {
     pub models: Vec<LoadedModel>,
     pub health: Health,
     pub metrics: Arc<Metrics>,
+    /// Where the spans of sampled jobs go; `None` if nobody wants them.
+    pub traces: Option<Traces>,
     /// Fires when the worker is to finish what it holds and end.
     pub stop: CancellationToken,
 }
@@ -171,16 +175,18 @@ impl Worker {
         let mut stages = JoinSet::new();
         let threads = threads(&self.config);
         let engines: usize = self.models.iter().map(LoadedModel::engines).sum();
+        let memory_bytes = self.config.limits.memory_bytes.min(Semaphore::MAX_PERMITS);
+        let memory = Arc::new(Semaphore::new(memory_bytes));
+        self.metrics.about.watch_memory(memory.clone(), memory_bytes);
         let shared = Shared {
             threads,
             turns: (engines > threads).then(|| Turns::new(threads)),
-            memory: Arc::new(Semaphore::new(
-                self.config.limits.memory_bytes.min(Semaphore::MAX_PERMITS),
-            )),
+            memory,
             isolation: self.program.and_then(|program| isolation(&self.config, program)),
             config: self.config,
             health: self.health,
             metrics: self.metrics,
+            traces: self.traces,
             stop: self.stop,
             fatal: Fatal(fatal),
             answers,
@@ -276,6 +282,7 @@ struct Shared {
     isolation: Option<Isolation>,
     health: Health,
     metrics: Arc<Metrics>,
+    traces: Option<Traces>,
     memory: Arc<Semaphore>,
     stop: CancellationToken,
     fatal: Fatal,
@@ -346,6 +353,13 @@ impl Shared {
                 let device = loaded.hardware.device.to_string();
                 self.metrics.runs_on(&name, &version.to_string(), &device, provider);
             }
+            self.metrics.about.serves(&ServedVersion {
+                model: &name,
+                version: &version.to_string(),
+                is_default: version == model.default_version,
+                digest: loaded.digest.map(|digest| digest.to_string()),
+                load: loaded.load,
+            });
             let lane = Arc::new(Lane {
                 model: name.clone(),
                 version: version.to_string(),
@@ -384,7 +398,8 @@ impl Shared {
             lanes.insert(version, (lane, jobs));
         }
         Ok(Served {
-            metrics: self.metrics.model(&name),
+            metrics: self.metrics.model(&name).into(),
+            traces: self.traces.clone(),
             default_version: model.default_version,
             name,
             lanes,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing::{debug, error};
 
 use super::decode::Envelope;
@@ -11,9 +12,11 @@ use super::settle::Verdict;
 use crate::broker::backoff::Backoff;
 use crate::config::Unroutable;
 use crate::error::JobError;
+use crate::telemetry::export;
 use crate::telemetry::metrics::ReplyMetrics;
+use crate::telemetry::trace::CONFIRMED;
 use crate::wire::error::excerpt;
-use crate::wire::status::Status;
+use crate::wire::status::{Status, UNROUTABLE_REPLY};
 
 /// A job on its last leg: what it still needs before it can be settled.
 pub struct Parcel {
@@ -48,6 +51,15 @@ impl Parcel {
         }
     }
 
+    /// The broker has said what became of the message.
+    pub fn landed(&mut self, published: Instant, confirmed: Instant, fate: Fate) {
+        self.envelope.confirmed = Some(confirmed);
+        let what = self.kind_name();
+        if let Some(trace) = self.envelope.trace() {
+            trace.sent(what, published, confirmed, fate.name());
+        }
+    }
+
     /// Whether nothing else should be under way with it: a direct reply to a job that came back.
     ///
     /// RabbitMQ 3.10 closes the connection over a name that only looks like a direct reply-to, and says of none which it
@@ -58,7 +70,7 @@ impl Parcel {
 
     /// Leaves the job to another worker.
     pub fn give_back(self) {
-        self.envelope.receipt.settle(Verdict::GiveBack);
+        self.envelope.settle(Verdict::GiveBack);
     }
 }
 
@@ -70,6 +82,16 @@ pub enum Fate {
     Returned,
     /// Not confirmed: the queue is full or its process failed.
     Refused,
+}
+
+impl Fate {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Confirmed => CONFIRMED,
+            Self::Returned => "returned",
+            Self::Refused => "refused",
+        }
+    }
 }
 
 /// What to do now.
@@ -93,7 +115,7 @@ pub struct Plan {
 impl Plan {
     /// The first step for an answer.
     pub fn start(&self, answer: Answer) -> Next {
-        let Answer { envelope, outcome } = answer;
+        let Answer { mut envelope, outcome } = answer;
         if !envelope.receipt.is_current() {
             return self.stale();
         }
@@ -102,11 +124,12 @@ impl Plan {
             result @ Outcome::Result { .. } => result,
         };
         let status = outcome.status();
-        envelope.metrics.answered(status, envelope.arrived.elapsed());
-        if let Outcome::Failure(_) = outcome {
-            // Without the sentence: what the runtime says may quote values of the payload.
-            debug!(model.name = %envelope.model, code = status.name(), "job failed");
+        let total = envelope.arrived.elapsed();
+        envelope.metrics.answered(status, total);
+        if let Some(trace) = envelope.trace() {
+            trace.answered(status);
         }
+        log(&envelope, status, total);
         let reply = message::reply(&envelope, &outcome);
         let dead = match (&outcome, status) {
             (_, Status::Unavailable) => {
@@ -153,8 +176,10 @@ impl Plan {
                 self.bury(parcel)
             }
             (Kind::DeadLetter, Fate::Confirmed) => {
-                self.metrics.dead_lettered.inc();
-                parcel.envelope.receipt.settle(Verdict::Ack);
+                if let Some(reason) = &parcel.dead {
+                    parcel.envelope.metrics.dead_lettered(reason.code);
+                }
+                parcel.envelope.settle(Verdict::Ack);
                 Next::Settled
             }
             (Kind::Reply, Fate::Returned) => {
@@ -201,6 +226,9 @@ impl Plan {
                     code: refused.status().name(),
                     error: refused.to_string(),
                 });
+                if let Some(trace) = parcel.envelope.trace() {
+                    trace.answered(refused.status());
+                }
                 parcel.outcome = Outcome::Failure(refused);
                 self.again(parcel)
             }
@@ -252,19 +280,19 @@ impl Plan {
                     "a dead letter was not taken by exchange {}; the job goes back to its queue",
                     self.author.names.dead_exchange()
                 );
-                parcel.envelope.receipt.settle(Verdict::Retry);
+                parcel.envelope.settle(Verdict::Retry);
                 Next::Settled
             }
         }
     }
 
     fn unroutable(&self, mut parcel: Box<Parcel>, error: String) -> Next {
-        self.metrics.unroutable.inc();
+        parcel.envelope.metrics.unroutable.inc();
         // Whoever sent a late job has often gone meanwhile: its queue is missing for the same reason.
         let kept = self.unroutable == Unroutable::DeadLetter && parcel.outcome.status() != Status::DeadlineExceeded;
         if kept && parcel.dead.is_none() {
             parcel.dead = Some(DeadReason {
-                code: "UNROUTABLE_REPLY",
+                code: UNROUTABLE_REPLY,
                 error,
             });
         }
@@ -280,7 +308,7 @@ impl Plan {
     /// Dead-letters what is to be dead-lettered; anything else is done.
     fn bury(&self, mut parcel: Box<Parcel>) -> Next {
         if parcel.dead.is_none() {
-            parcel.envelope.receipt.settle(Verdict::Ack);
+            parcel.envelope.settle(Verdict::Ack);
             return Next::Settled;
         }
         if !parcel.envelope.receipt.is_current() {
@@ -293,6 +321,19 @@ impl Plan {
             None => Next::Settled,
         }
     }
+}
+
+/// Without the sentence of an error: what the runtime says may quote values of the payload.
+fn log(envelope: &Envelope, status: Status, total: Duration) {
+    debug!(
+        model.name = %envelope.model,
+        model.version = envelope.version,
+        code = status.name(),
+        total_us = total.as_micros() as u64,
+        trace_id = export::trace_id(&envelope.properties),
+        "{}",
+        if status == Status::Ok { "job done" } else { "job failed" }
+    );
 }
 
 /// The queue that a reply is for.

@@ -100,7 +100,7 @@ struct Resting(DelayQueue<Box<Envelope>>);
 impl Resting {
     fn end(&mut self) {
         while let Some(key) = self.0.peek() {
-            self.0.remove(&key).into_inner().receipt.settle(Verdict::Retry);
+            self.0.remove(&key).into_inner().settle(Verdict::Retry);
         }
     }
 }
@@ -268,7 +268,7 @@ impl Reply {
                     None
                 }
                 Some(rested) = desk.resting.0.next(), if !desk.resting.0.is_empty() => {
-                    rested.into_inner().receipt.settle(Verdict::Retry);
+                    rested.into_inner().settle(Verdict::Retry);
                     None
                 }
                 // Otherwise the first answers after a pause would go out on a dead channel, and their jobs back.
@@ -354,7 +354,7 @@ mod tests {
         }
 
         let first = resting.0.next().await.unwrap().into_inner();
-        first.receipt.settle(Verdict::Retry);
+        first.settle(Verdict::Retry);
         let in_time = jobs.verdicts();
         drop(resting);
 

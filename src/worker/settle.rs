@@ -7,12 +7,15 @@
 //! requeued the deliveries, and what comes in late is dropped here instead of acking another's delivery.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{self, Receiver, Sender, WeakSender};
+use tokio::time::Instant;
 
+use crate::telemetry::export::Traced;
 use crate::telemetry::metrics::ReceiptMetrics;
 
 /// The channel's own number of a delivery, from 1 up without gaps.
@@ -29,19 +32,50 @@ pub enum Verdict {
     GiveBack,
 }
 
+impl Verdict {
+    /// The method that tells it to the broker.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ack => "ack",
+            Self::Retry => "reject",
+            Self::GiveBack => "nack",
+        }
+    }
+}
+
+/// A verdict on its way to the task that tells the broker.
+struct Settled {
+    tag: DeliveryTag,
+    verdict: Verdict,
+    /// When nothing but this was left to do.
+    since: Option<Instant>,
+    trace: Option<Box<Traced>>,
+}
+
 /// The right to settle one delivery. Dropped unused, the message stays with the broker until the channel closes: right
 /// when stopping, otherwise a mistake that `inferq_receipts_dropped_total` counts.
 #[must_use = "an unsettled delivery comes back"]
 pub struct Receipt {
     tag: DeliveryTag,
-    settled: Option<Sender<(DeliveryTag, Verdict)>>,
-    metrics: ReceiptMetrics,
+    settled: Option<Sender<Settled>>,
+    metrics: Arc<ReceiptMetrics>,
 }
 
 impl Receipt {
-    pub fn settle(mut self, verdict: Verdict) {
+    pub fn settle(self, verdict: Verdict) {
+        self.settle_after(verdict, None, None);
+    }
+
+    /// As [`Receipt::settle`], for a job with which nothing else was left to do `since`; its trace ends with it.
+    pub fn settle_after(mut self, verdict: Verdict, since: Option<Instant>, trace: Option<Box<Traced>>) {
+        let told = Settled {
+            tag: self.tag,
+            verdict,
+            since,
+            trace,
+        };
         if let Some(settled) = self.settled.take()
-            && let Err(TrySendError::Full(_)) = settled.try_send((self.tag, verdict))
+            && let Err(TrySendError::Full(_)) = settled.try_send(told)
         {
             // Never, see `VERDICTS_MAX`; and otherwise not unseen. A closed channel only means that the generation is over.
             self.metrics.dropped.inc();
@@ -65,8 +99,9 @@ impl Drop for Receipt {
 
 /// Hands out the receipts of one generation.
 pub struct Receipts {
-    settled: Sender<(DeliveryTag, Verdict)>,
-    metrics: ReceiptMetrics,
+    settled: Sender<Settled>,
+    /// Shared, so that a receipt costs one count and not one for each metric.
+    metrics: Arc<ReceiptMetrics>,
 }
 
 impl Receipts {
@@ -85,7 +120,7 @@ impl Receipts {
 }
 
 /// Counts the deliveries of one generation that are not settled.
-pub struct InHand(WeakSender<(DeliveryTag, Verdict)>);
+pub struct InHand(WeakSender<Settled>);
 
 impl InHand {
     pub fn jobs(&self) -> usize {
@@ -102,36 +137,68 @@ pub fn generation(prefetch: u16, metrics: ReceiptMetrics) -> (Receipts, Settler)
 /// As [`generation`], with room for so many verdicts.
 pub(super) fn generation_with(verdicts_max: usize, prefetch: u16, metrics: ReceiptMetrics) -> (Receipts, Settler) {
     let (settled, receiver) = mpsc::channel(verdicts_max);
+    let metrics = Arc::new(metrics);
     let settler = Settler {
         settled: receiver,
         window: Window::new(usize::from(prefetch) / 2),
+        unwritten: Vec::new(),
+        metrics: metrics.clone(),
     };
     (Receipts { settled, metrics }, settler)
 }
 
 /// Settles on one channel until every receipt of its generation is used or dropped.
 pub struct Settler {
-    settled: Receiver<(DeliveryTag, Verdict)>,
+    settled: Receiver<Settled>,
     window: Window,
+    /// Verdicts of which the broker may not have been told yet: an ack waits for those before it.
+    unwritten: Vec<Settled>,
+    metrics: Arc<ReceiptMetrics>,
 }
 
 impl Settler {
     /// # Errors
     /// The channel failed; its deliveries go back to the queue.
     pub async fn run(mut self, channel: Channel) -> Result<(), lapin::Error> {
-        while let Some((tag, verdict)) = self.settled.recv().await {
-            self.window.settle(tag, verdict);
+        while let Some(settled) = self.settled.recv().await {
+            self.settle(settled);
             for frame in self.frames() {
                 send(&channel, frame).await?;
             }
+            self.written();
         }
         Ok(())
     }
 
+    fn settle(&mut self, settled: Settled) {
+        self.window.settle(settled.tag, settled.verdict);
+        if settled.since.is_some() || settled.trace.is_some() {
+            self.unwritten.push(settled);
+        }
+    }
+
+    /// Measures what the broker has been told, all at one moment.
+    fn written(&mut self) {
+        if self.unwritten.is_empty() {
+            return;
+        }
+        let (now, window) = (Instant::now(), &self.window);
+        for settled in self.unwritten.extract_if(.., |settled| window.is_told(settled.tag)) {
+            if let Some(since) = settled.since {
+                let seconds = now.saturating_duration_since(since).as_secs_f64();
+                self.metrics.settle_seconds.observe(seconds);
+            }
+            if let Some(mut traced) = settled.trace {
+                traced.trace.settled(settled.verdict.name(), settled.since, now);
+                traced.end();
+            }
+        }
+    }
+
     /// What to tell the broker now.
     pub fn frames(&mut self) -> Vec<Frame> {
-        while let Ok((tag, verdict)) = self.settled.try_recv() {
-            self.window.settle(tag, verdict);
+        while let Ok(settled) = self.settled.try_recv() {
+            self.settle(settled);
         }
         self.window.flush()
     }
@@ -139,7 +206,8 @@ impl Settler {
     /// What receipts have been used for since the last call.
     #[cfg(test)]
     pub fn told(&mut self) -> Vec<(DeliveryTag, Verdict)> {
-        std::iter::from_fn(|| self.settled.try_recv().ok()).collect()
+        let told = std::iter::from_fn(|| self.settled.try_recv().ok());
+        told.map(|settled| (settled.tag, settled.verdict)).collect()
     }
 }
 
@@ -205,6 +273,12 @@ impl Window {
         if self.entries[index] == Entry::Open {
             self.entries[index] = Entry::Told(verdict);
         }
+    }
+
+    /// Whether the frames of a flush have told the broker about this tag.
+    pub fn is_told(&self, tag: DeliveryTag) -> bool {
+        let index = tag.checked_sub(self.base).and_then(|index| usize::try_from(index).ok());
+        index.is_none_or(|index| self.entries.get(index) == Some(&Entry::Done))
     }
 
     /// The frames to send now, in order.
@@ -279,6 +353,28 @@ mod tests {
 
     fn multiple(tag: DeliveryTag) -> Frame {
         Frame::Ack { tag, multiple: true }
+    }
+
+    #[test]
+    fn an_ack_is_measured_when_it_is_told_and_not_while_it_waits_for_another() {
+        let metrics = super::super::testing::receipt_metrics();
+        let (receipts, mut settler) = generation(100, metrics.clone());
+        let measured = |settler: &mut Settler| {
+            settler.frames();
+            settler.written();
+            metrics.settle_seconds.get_sample_count()
+        };
+        let [first, second, third] = [1, 2, 3].map(|tag| receipts.receipt(tag));
+
+        second.settle_after(Verdict::Ack, Some(Instant::now()), None);
+        let held_up = measured(&mut settler);
+        first.settle_after(Verdict::Ack, Some(Instant::now()), None);
+        let told = measured(&mut settler);
+        // Nothing was published for it, so there is no time since then.
+        third.settle(Verdict::Retry);
+
+        assert_eq!((held_up, told, measured(&mut settler)), (0, 2, 2));
+        assert!(settler.unwritten.is_empty());
     }
 
     #[test]
@@ -376,7 +472,7 @@ mod tests {
         receipts.receipt(2).settle(Verdict::Ack);
 
         assert_eq!(metrics.dropped.get(), 1);
-        assert_eq!(settler.settled.try_recv(), Ok((2, Verdict::Ack)));
+        assert_eq!(settler.told(), [(2, Verdict::Ack)]);
     }
 
     /// The broker's side of one channel: which tags it waits for, and what it closes the channel over.

@@ -93,7 +93,7 @@ impl Jobs {
             self.delivery(properties, body),
             "pair".into(),
             1,
-            self.metrics.model("pair"),
+            self.metrics.model("pair").into(),
         ))
     }
 
@@ -116,7 +116,8 @@ impl Jobs {
             name: "pair".into(),
             lanes: [(1, (self.lane.clone(), jobs))].into(),
             default_version: 1,
-            metrics: self.metrics.model("pair"),
+            metrics: self.metrics.model("pair").into(),
+            traces: None,
         };
         (served, receiver)
     }

@@ -30,3 +30,4 @@ mod stop;
 mod support;
 mod telemetry;
 mod topology_cli;
+mod tracing;

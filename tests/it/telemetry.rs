@@ -1,9 +1,11 @@
 //! Does a worker tell what it does, and nothing to anybody else?
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::support::sockets::peers;
 use crate::support::worker::ending;
@@ -101,6 +103,138 @@ async fn the_metrics_are_well_formed_and_named_by_the_rules() {
     }
     assert!(!metrics.text().contains("an-id-that-must-be-no-label"));
     assert!(!metrics.text().contains(producer.reply_queue()));
+}
+
+#[tokio::test]
+async fn the_time_in_the_queue_is_that_since_the_producers_timestamp() {
+    let scene = Scene::new();
+    let worker = scene.worker("affine").start().await;
+    let mut producer = scene.producer().await;
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("after 1970")
+        .as_secs();
+
+    let waited = worker.metrics().await;
+    producer.call(job(&scene).timestamp(now - 7200)).await;
+    // The clock of another machine may be ahead.
+    producer.call(job(&scene).timestamp(now + 7200)).await;
+    producer.call(job(&scene)).await;
+    let metrics = worker.metrics().await;
+
+    for before in ["inferq_queue_wait_seconds_count", "inferq_jobs_without_timestamp_total"] {
+        assert_eq!(waited.sum(before), Some(0.0), "{before}");
+    }
+    let value = |name: &str| metrics.sum(name).unwrap_or_else(|| panic!("no {name}"));
+    assert_eq!(value("inferq_queue_wait_seconds_count"), 2.0);
+    assert!((7199.0..7300.0).contains(&value("inferq_queue_wait_seconds_sum")));
+    assert_eq!(value("inferq_jobs_without_timestamp_total"), 1.0);
+    let over_an_hour = r#"inferq_queue_wait_seconds_bucket{model="affine",le="5000"} 1"#;
+    assert!(metrics.text().contains(over_an_hour), "{}", metrics.text());
+    assert_eq!(value("inferq_decode_duration_seconds_count"), 3.0);
+}
+
+#[tokio::test]
+async fn what_is_done_with_jobs_moves_the_metrics_that_say_so() {
+    let scene = Scene::new();
+    let worker = scene.worker("affine").start().await;
+    let mut producer = scene.producer().await;
+
+    producer.call(job(&scene)).await;
+    producer.send(job(&scene).reply_to("no-such-queue")).await;
+    let bad = scene.job("affine", Request::new([Tensor::fp32("z", &[[1.0; 4]])]).msgpack());
+    producer.send(bad.fire_and_forget()).await;
+    scene.until_waiting(&scene.dead_queue("affine"), 2).await;
+    let metrics = eventually("every ack to be measured", || async {
+        let metrics = worker.metrics().await;
+        (metrics.sum("inferq_settle_duration_seconds_count") == Some(3.0)).then_some(metrics)
+    })
+    .await;
+    worker.drain().await;
+
+    for series in [
+        r#"inferq_dead_letters_total{code="UNROUTABLE_REPLY",model="affine"} 1"#,
+        r#"inferq_dead_letters_total{code="INVALID_ARGUMENT",model="affine"} 1"#,
+        r#"inferq_dead_letters_total{code="INTERNAL",model="affine"} 0"#,
+        r#"inferq_dead_letters_total{code="NOT_FOUND",model="affine"} 0"#,
+        r#"inferq_replies_unroutable_total{model="affine"} 1"#,
+        r#"inferq_redelivered_total{model="affine"} 0"#,
+        "inferq_generations_total 1",
+        r#"inferq_worker_state{state="ready"} 1"#,
+        r#"inferq_worker_state{state="draining"} 0"#,
+        "inferq_bytes_in_hand 0",
+        "inferq_bytes_in_hand_limit 4294967296",
+        "inferq_spans_dropped_total 0",
+    ] {
+        let shown = metrics.text().lines().any(|line| line == series);
+        assert!(shown, "{series} is missing in {}", metrics.text());
+    }
+    let build = |line: &&str| line.starts_with("inferq_build_info{onnxruntime=\"1.");
+    let build = metrics.text().lines().find(build).expect("the version of ONNX Runtime");
+    assert!(
+        build.contains(concat!("version=\"", env!("CARGO_PKG_VERSION"), "\"} 1")),
+        "{build}"
+    );
+    assert!(
+        metrics
+            .text()
+            .contains(r#"inferq_model_info{default="true",digest="",model="affine",version="2"} 1"#)
+    );
+    assert!(metrics.sum("inferq_model_load_duration_seconds") > Some(0.0));
+    assert!(metrics.sum("process_resident_memory_bytes") > Some(0.0));
+}
+
+#[tokio::test]
+async fn no_job_makes_a_series_that_was_not_there_before() {
+    let scene = Scene::new();
+    let worker = scene.worker("affine").start().await;
+    let mut producer = scene.producer().await;
+    let series = || async {
+        let metrics = eventually("the backlog to be shown", || async {
+            let metrics = worker.metrics().await;
+            metrics.sum("inferq_backlog_seconds").map(|_| metrics)
+        });
+        let text = metrics.await.text().to_owned();
+        let names = text.lines().filter(|line| !line.starts_with('#'));
+        let names = names.filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned()));
+        names.collect::<BTreeSet<String>>()
+    };
+
+    let before = series().await;
+    for number in 0..5 {
+        let odd = job(&scene).text_header("inferq-model-version", &format!("version-{number}"));
+        let odd = odd.text_header("traceparent", &format!("trace-{number}"));
+        producer.call(odd.message_id(&format!("id-{number}"))).await;
+        producer.send(job(&scene).reply_to(&format!("nowhere-{number}"))).await;
+    }
+    scene.until_waiting(&scene.dead_queue("affine"), 5).await;
+    let after = series().await;
+    worker.drain().await;
+
+    assert_eq!(after, before);
+}
+
+#[tokio::test]
+async fn promtool_finds_nothing_amiss() {
+    let scene = Scene::new();
+    let worker = scene.worker("affine").start().await;
+    let mut producer = scene.producer().await;
+    producer.call(job(&scene)).await;
+
+    let metrics = worker.metrics().await;
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool is installed; `make setup` sees to it");
+    let mut stdin = promtool.stdin.take().expect("it is piped");
+    stdin.write_all(metrics.text().as_bytes()).expect("promtool reads");
+    drop(stdin);
+    let checked = promtool.wait_with_output().expect("promtool ends");
+
+    let said = String::from_utf8_lossy(&checked.stderr).into_owned();
+    assert!(checked.status.success() && said.is_empty(), "{said}");
 }
 
 #[tokio::test]

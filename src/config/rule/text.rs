@@ -190,6 +190,42 @@ impl Rule for OptionalAddress {
     }
 }
 
+/// The base address of an OpenTelemetry collector.
+pub(in crate::config) struct OptionalCollector;
+
+impl Rule for OptionalCollector {
+    type Checked = Option<String>;
+
+    fn allowed(&self) -> String {
+        "http://host:port such as \"http://127.0.0.1:4318\", or \"\" for none".to_owned()
+    }
+
+    fn check(&self, given: &ValueKind) -> Result<Option<String>, Refusal> {
+        let text = text_of(given)?;
+        if text.is_empty() {
+            return Ok(None);
+        }
+        if text.contains('@') {
+            // Not quoted, since it may hold a password.
+            return Err(Refusal::Because(
+                "has a user in it; OTEL_EXPORTER_OTLP_HEADERS is for credentials".to_owned(),
+            ));
+        }
+        let address: axum::http::Uri = text.parse().map_err(|_| Refusal::Value)?;
+        if address.scheme_str() == Some("https") {
+            return Err(Refusal::Because(
+                "asks for encryption, which is up to a collector beside the worker".to_owned(),
+            ));
+        }
+        let fits = address.scheme_str() == Some("http") && address.query().is_none() && !text.contains('#');
+        if fits {
+            Ok(Some(text.to_owned()))
+        } else {
+            Err(Refusal::Value)
+        }
+    }
+}
+
 /// What is logged, in the syntax of `tracing_subscriber::EnvFilter`.
 pub(in crate::config) struct LogFilter;
 

@@ -157,7 +157,7 @@ fn only_a_redelivery_has_a_count_whatever_headers_the_sender_wrote() {
         });
         let mut delivery = jobs.delivery(json(properties), ONE_ROW.into());
         delivery.redelivered = redelivered;
-        Envelope::new(delivery, "pair".into(), 1, jobs.metrics.model("pair")).delivery_count
+        Envelope::new(delivery, "pair".into(), 1, jobs.metrics.model("pair").into()).delivery_count
     };
 
     assert_eq!(

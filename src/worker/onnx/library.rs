@@ -1,5 +1,6 @@
 //! ONNX Runtime's shared library: found, loaded once a process, and with it the libraries that its CUDA provider needs.
 
+use std::ffi::CStr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -13,6 +14,7 @@ use super::LoadError;
 pub struct Runtime {
     pub(super) environment: Environment,
     library: PathBuf,
+    version: String,
 }
 
 /// The variable that keeps ONNX Runtime 1.29 and later from creating its telemetry collector.
@@ -48,7 +50,18 @@ impl Runtime {
             .with_telemetry(false)
             .build()
             .map_err(|error| fault(error.to_string()))?;
-        Ok(loaded.insert(Self { environment, library }).clone())
+        let version = version(&library).unwrap_or_default();
+        let runtime = Self {
+            environment,
+            library,
+            version,
+        };
+        Ok(loaded.insert(runtime).clone())
+    }
+
+    /// The library's own version, such as `1.28.0`.
+    pub fn version(&self) -> &str {
+        &self.version
     }
 
     /// Where the library came from.
@@ -90,6 +103,20 @@ const CUDA_LIBRARIES: [&str; 7] = [
     "libnvrtc.so.13",
     "libcudnn.so.9",
 ];
+
+/// What the loaded library says of itself; `ort` asks the same and keeps it.
+fn version(library: &Path) -> Option<String> {
+    type Base = unsafe extern "C" fn() -> *const ort::sys::OrtApiBase;
+    #[expect(unsafe_code, reason = "the version is not to be had otherwise")]
+    // SAFETY: `ort` has loaded the library and read its version in this same way, so that nothing is run or changed by doing
+    // it again; it keeps the library loaded, and the text is a constant of it.
+    unsafe {
+        let loaded = libloading::Library::new(library).ok()?;
+        let base = loaded.get::<Base>(b"OrtGetApiBase").ok()?();
+        let text = CStr::from_ptr(((*base).GetVersionString)());
+        Some(text.to_str().ok()?.to_owned())
+    }
+}
 
 fn find_library() -> Result<PathBuf, LoadError> {
     if let Some(path) = variable("ORT_DYLIB_PATH").filter(|path| !path.is_empty()) {

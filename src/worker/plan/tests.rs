@@ -43,7 +43,7 @@ impl Desk {
             next = self.plan.after(parcel, fate, 0.5);
         }
         if let Next::RetryAfter(_, envelope) = next {
-            envelope.receipt.settle(Verdict::Retry);
+            envelope.settle(Verdict::Retry);
         }
         (published, self.jobs.verdicts())
     }
@@ -269,7 +269,7 @@ fn an_unroutable_reply_is_kept_or_dropped_as_configured_but_never_hides_a_failur
         let played = desk.play(answer, &[Fate::Returned]);
 
         assert_eq!(played, (owned(&messages), vec![Verdict::Ack]), "{policy}");
-        assert_eq!(desk.plan.metrics.unroutable.get(), 1);
+        assert_eq!(desk.jobs.metrics.model("pair").unroutable.get(), 1);
         assert_eq!(desk.plan.metrics.replied.get(), 0);
     }
 }
@@ -318,7 +318,7 @@ fn a_dead_letter_that_nobody_takes_leaves_the_job_in_its_queue() {
 
         assert_eq!(published, ["dead INTERNAL"; ATTEMPTS_MAX as usize]);
         assert_eq!(verdicts, [Verdict::Retry]);
-        assert_eq!(desk.plan.metrics.dead_lettered.get(), 0);
+        assert_eq!(desk.jobs.metrics.model("pair").dead_letters(), 0);
     }
 }
 

@@ -102,7 +102,8 @@ impl Worker {
                 name: MODEL.into(),
                 lanes: [(1, (lane.clone(), jobs))].into(),
                 default_version: 1,
-                metrics: metrics.model(MODEL),
+                metrics: metrics.model(MODEL).into(),
+                traces: None,
             },
             lane: lane_receiver,
             batcher: batcher(setting, mutant),
@@ -353,7 +354,7 @@ impl Worker {
                 self.refused.push((world.moment.now + wait, parcel, message));
             }
             // The pause says when, not what: here the job goes back at once.
-            Next::RetryAfter(_, envelope) => envelope.receipt.settle(Verdict::Retry),
+            Next::RetryAfter(_, envelope) => envelope.settle(Verdict::Retry),
             Next::Settled => {}
         }
     }

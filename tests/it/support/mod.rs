@@ -6,6 +6,7 @@
 pub mod body;
 pub mod broker;
 pub mod certificates;
+pub mod collector;
 pub mod command;
 pub mod faulty;
 pub mod frames;
