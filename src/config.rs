@@ -6,6 +6,7 @@
 
 mod keys;
 mod layer;
+mod login;
 mod names;
 mod read;
 mod rule;
@@ -21,6 +22,7 @@ pub use keys::{
     TelemetryConfig, TopologyConfig, WorkerConfig, keys,
 };
 use layer::{ConfigFile, Layer};
+pub use login::{Login, LoginFileError};
 use read::Reader;
 pub use uri::{BrokerUri, Secret, UriError, UriFileError};
 pub use values::{Device, LogFormat, QueueType, TopologyMode, UnknownDevice, Unroutable};
@@ -293,6 +295,8 @@ mod tests {
         let samples = [
             ("broker.uri", "amqps://broker/%2f"),
             ("broker.uri_file", "/run/secrets/uri"),
+            ("broker.username_file", "/run/secrets/username"),
+            ("broker.password_file", "/run/secrets/password"),
             ("broker.ca_file", "/etc/ca.pem"),
             ("broker.client_certificate_file", "/etc/client.pem"),
             ("broker.client_key_file", "/etc/client.key"),
@@ -347,6 +351,8 @@ mod tests {
                 "broker.client_key_file" => {
                     environment.push(("INFERQ_BROKER__CLIENT_CERTIFICATE_FILE".into(), "c".into()));
                 }
+                "broker.username_file" => environment.push(("INFERQ_BROKER__PASSWORD_FILE".into(), "p".into())),
+                "broker.password_file" => environment.push(("INFERQ_BROKER__USERNAME_FILE".into(), "u".into())),
                 _ => {}
             }
 
@@ -361,7 +367,7 @@ mod tests {
 
     #[test]
     fn contradictions_are_faults() {
-        let contradictions: [(&[(&str, &str)], &str); 5] = [
+        let contradictions: [(&[(&str, &str)], &str); 7] = [
             (
                 &[("broker.uri", "amqp://other"), ("broker.uri_file", "/run/uri")],
                 "broker.uri_file: is set as well as broker.uri, allowed is one of them (command line; broker.uri: command line)",
@@ -375,6 +381,16 @@ mod tests {
                 &[("broker.uri", "amqps://b"), ("broker.client_certificate_file", "/c")],
                 "broker.client_key_file: is not set, but broker.client_certificate_file is, allowed are both or neither \
                  (default; broker.client_certificate_file: command line)",
+            ),
+            (
+                &[("broker.password_file", "/p")],
+                "broker.username_file: is not set, but broker.password_file is, allowed are both or neither \
+                 (default; broker.password_file: command line)",
+            ),
+            (
+                &[("broker.username_file", "/u")],
+                "broker.password_file: is not set, but broker.username_file is, allowed are both or neither \
+                 (default; broker.username_file: command line)",
             ),
             (
                 &[("broker.ca_file", "/ca")],

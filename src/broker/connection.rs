@@ -200,14 +200,19 @@ fn address(uri: &AMQPUri) -> String {
 /// The URI as it is configured at this moment.
 ///
 /// # Errors
-/// The file of `broker.uri_file` cannot be read, or holds no AMQP URI, or one without the encryption that is asked for.
+/// A file of address or login cannot be read, or holds no AMQP URI, or one without the encryption that is asked for.
 pub fn uri(config: &BrokerConfig) -> Result<AMQPUri, BrokerError> {
     let current = config.current_uri()?;
     let mut uri = current.expose().clone();
+    let login = config.current_login()?;
+    if let Some(login) = &login {
+        uri.authority.userinfo.username.clone_from(&login.user);
+        uri.authority.userinfo.password.clone_from(login.password.expose());
+    }
     // lapin takes the broker's 60 s unless asked, and sees a dead peer only after two of them.
     uri.query.heartbeat.get_or_insert(seconds(config.heartbeat));
     if current.is_tls() {
-        if config.client_certificate_file.is_some() {
+        if config.client_certificate_file.is_some() && login.is_none() {
             uri.query.auth_mechanism.get_or_insert(SASLMechanism::External);
         }
     } else if config.ca_file.is_some() || config.client_certificate_file.is_some() {
@@ -226,6 +231,8 @@ pub fn secrets(config: &BrokerConfig) -> u64 {
     let mut hasher = DefaultHasher::new();
     let files = [
         &config.uri_file,
+        &config.username_file,
+        &config.password_file,
         &config.ca_file,
         &config.client_certificate_file,
         &config.client_key_file,
@@ -259,6 +266,36 @@ mod tests {
         assert!(encrypted.is_ok());
     }
 
+    #[test]
+    fn a_login_in_files_takes_the_place_of_the_one_in_the_uri_and_of_a_login_by_certificate() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        std::fs::write(path("user"), "worker").unwrap();
+        std::fs::write(path("password"), "p@ss/%6F").unwrap();
+        let with = |more: &[(&'static str, String)]| {
+            let login = [
+                ("broker.username_file", path("user")),
+                ("broker.password_file", path("password")),
+            ];
+            let config = Config::from_overrides(&[&login, more].concat()).unwrap().broker;
+            uri(&config).unwrap()
+        };
+
+        let plain = with(&[("broker.uri", "amqp://broker".to_owned())]);
+        let certificate = [
+            ("broker.uri", "amqps://other:secret@broker".to_owned()),
+            ("broker.client_certificate_file", "/c.pem".to_owned()),
+            ("broker.client_key_file", "/k.pem".to_owned()),
+        ];
+        let both = with(&certificate);
+
+        for uri in [plain, both] {
+            assert_eq!(uri.authority.userinfo.username, "worker");
+            assert_eq!(uri.authority.userinfo.password, "p@ss/%6F");
+            assert_eq!(uri.query.auth_mechanism, None);
+        }
+    }
+
     #[tokio::test]
     async fn an_address_that_refuses_or_swallows_leaves_time_for_the_next() {
         let refusing = std::net::TcpListener::bind("127.0.0.1:0")
@@ -288,9 +325,18 @@ mod tests {
     fn the_number_of_the_secrets_changes_with_any_of_their_files() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name).display().to_string();
-        let keys = ["uri_file", "ca_file", "client_certificate_file", "client_key_file"];
+        let keys = [
+            "uri_file",
+            "username_file",
+            "password_file",
+            "ca_file",
+            "client_certificate_file",
+            "client_key_file",
+        ];
         let overrides: Vec<_> = [
             "broker.uri_file",
+            "broker.username_file",
+            "broker.password_file",
             "broker.ca_file",
             "broker.client_certificate_file",
             "broker.client_key_file",
@@ -312,6 +358,6 @@ mod tests {
         assert_eq!(seen.last(), Some(&unchanged));
         seen.sort_unstable();
         seen.dedup();
-        assert_eq!(seen.len(), 9);
+        assert_eq!(seen.len(), 1 + 2 * keys.len());
     }
 }

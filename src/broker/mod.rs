@@ -18,13 +18,15 @@ use lapin::ErrorKind;
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 
 use self::backoff::Failure;
-use crate::config::UriFileError;
+use crate::config::{LoginFileError, UriFileError};
 
 /// What of `lapin`'s failures a human needs: whose move it is, and what the broker said.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
     #[error(transparent)]
     Uri(#[from] UriFileError),
+    #[error(transparent)]
+    Login(#[from] LoginFileError),
     #[error(transparent)]
     Tls(#[from] tls::TlsError),
     #[error(
@@ -94,6 +96,7 @@ impl BrokerError {
         match self {
             Self::Refused { .. } | Self::Forbidden { .. } => Failure::Refusal,
             Self::Uri(_)
+            | Self::Login(_)
             | Self::Tls(_)
             | Self::NotEncrypted
             | Self::Unresolved { .. }

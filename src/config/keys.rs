@@ -160,6 +160,12 @@ settings! {
         /// A file that holds the URI instead, as a mounted secret does; read again at every connect.
         uri_file: Option<PathBuf>, "uri_file" = "", OptionalPath,
             "Only deployments that rotate their credentials need it.";
+        /// A file that holds the user's name, in the place of the one in the URI; goes with `password_file`.
+        username_file: Option<PathBuf>, "username_file" = "", OptionalPath,
+            "Most URIs hold user and password; where a secret has both apart, nobody should have to build a URI of them.";
+        /// A file that holds the password as it is, not percent-encoded; both are read again at every connect.
+        password_file: Option<PathBuf>, "password_file" = "", OptionalPath,
+            "A password is of use only with its user.";
         /// Certificate authorities (PEM) to trust with `amqps://`, instead of the system's.
         ca_file: Option<PathBuf>, "ca_file" = "", OptionalPath,
             "The system's authorities are right for a certificate that was bought.";

@@ -66,8 +66,10 @@ impl Reader {
     pub fn check_together(&mut self) {
         let found = [
             self.two_uris(),
-            self.half_a_certificate("broker.client_certificate_file", "broker.client_key_file"),
-            self.half_a_certificate("broker.client_key_file", "broker.client_certificate_file"),
+            self.half_a_pair("broker.client_certificate_file", "broker.client_key_file"),
+            self.half_a_pair("broker.client_key_file", "broker.client_certificate_file"),
+            self.half_a_pair("broker.username_file", "broker.password_file"),
+            self.half_a_pair("broker.password_file", "broker.username_file"),
             self.certificate_without_tls("broker.ca_file"),
             self.certificate_without_tls("broker.client_certificate_file"),
             self.body_above_memory(),
@@ -101,7 +103,7 @@ impl Reader {
         })
     }
 
-    fn half_a_certificate(&self, missing: &'static str, given: &'static str) -> Option<Fault> {
+    fn half_a_pair(&self, missing: &'static str, given: &'static str) -> Option<Fault> {
         let half = self.text(missing).is_empty() && !self.text(given).is_empty();
         half.then(|| {
             let wrong = format!("is not set, but {given} is");

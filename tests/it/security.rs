@@ -232,6 +232,38 @@ async fn a_password_that_is_changed_at_the_broker_and_in_its_file_needs_no_resta
     }
 }
 
+/// As Kubernetes mounts a secret with both: nobody percent-encodes anything.
+#[tokio::test]
+async fn user_and_password_in_files_of_their_own_are_taken_as_they_stand() {
+    let broker = Broker::shared();
+    let scene = Scene::new();
+    let (user, password) = (unique(), "p@ss/w%6Frd:#?");
+    broker.ctl(&["add_user", &user, password]);
+    allow(broker, "/", &user);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = |name: &str, holds: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, holds).expect("a writable folder");
+        path
+    };
+    let uri = format!("amqp://127.0.0.1:{}/%2f", broker.amqp_port());
+
+    let worker = scene
+        .worker("affine")
+        .env("INFERQ_BROKER__URI", &uri)
+        .env("INFERQ_BROKER__USERNAME_FILE", file("username", &user))
+        .env(
+            "INFERQ_BROKER__PASSWORD_FILE",
+            file("password", &format!("{password}\n")),
+        )
+        .start()
+        .await;
+    serves(&scene).await;
+    worker.drain().await;
+
+    assert!(!worker.log().contains(password), "{}", worker.log());
+}
+
 /// Closes what `user` has open, and nothing of anybody else: the tests share the broker.
 fn close_connections(broker: &Broker, user: &str) {
     for line in broker.ctl(&["list_connections", "pid", "user"]).lines() {
