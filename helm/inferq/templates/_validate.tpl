@@ -1,0 +1,195 @@
+{{/* Values that contradict each other: each is a sentence that says what to change. What one value alone may be is in values.schema.json. */}}
+
+{{- define "inferq.validate" -}}
+{{- include "inferq.validateBroker" . }}
+{{- $pools := dict }}
+{{- include "inferq.pools" (dict "root" . "into" $pools) }}
+{{- if not $pools }}
+{{- fail "pools: none is enabled, so there would be no worker; add one, such as pools.default.models=[digits]" }}
+{{- end }}
+{{- range $name, $pool := $pools }}
+{{- $of := dict "root" $ "name" $name "pool" $pool "at" (printf "pools.%s" $name) }}
+{{- include "inferq.validatePool" $of }}
+{{- include "inferq.validateModelRepository" $of }}
+{{- include "inferq.validateScaling" $of }}
+{{- end }}
+{{- include "inferq.validateMetrics" . }}
+{{- end }}
+
+{{- define "inferq.validateBroker" -}}
+{{- $broker := .Values.broker }}
+{{- if and (not $broker.existingSecret) (ne $broker.login "certificate") }}
+{{- fail (printf "broker.existingSecret: is not set; name a Secret of this namespace that holds %s (kubectl create secret generic inferq-broker --from-literal=uri=amqp://user:password@host:5672/%%2f)" (ternary (printf "the URI of RabbitMQ under the key `%s`" $broker.uriKey) (printf "the keys `%s` and `%s`" $broker.usernameKey $broker.passwordKey) (eq $broker.login "uri"))) }}
+{{- end }}
+{{- if eq $broker.login "uri" }}
+{{- if or $broker.host $broker.port }}
+{{- fail "broker.host and broker.port: are set, but with broker.login=uri the URI in the Secret names the broker; remove them, or set broker.login to password or certificate" }}
+{{- end }}
+{{- if $broker.tls.enabled }}
+{{- fail "broker.tls.enabled: is set, but with broker.login=uri the URI in the Secret asks for TLS by beginning with amqps://; remove it, or set broker.login to password or certificate" }}
+{{- end }}
+{{- else }}
+{{- if not $broker.host }}
+{{- fail (printf "broker.host: is not set; with broker.login=%s it must name the broker" $broker.login) }}
+{{- end }}
+{{- if and (not $broker.tls.enabled) (or $broker.tls.ca.existingSecret $broker.tls.ca.existingConfigMap $broker.tls.clientCertificate.existingSecret) }}
+{{- fail "broker.tls.enabled: is false, but broker.tls.ca or broker.tls.clientCertificate is set; set it to true, or remove them" }}
+{{- end }}
+{{- end }}
+{{- if and (eq $broker.login "certificate") (not $broker.tls.clientCertificate.existingSecret) }}
+{{- fail "broker.tls.clientCertificate.existingSecret: is not set, but broker.login=certificate logs in with it; name a Secret with tls.crt and tls.key" }}
+{{- end }}
+{{- if and $broker.tls.ca.existingSecret $broker.tls.ca.existingConfigMap }}
+{{- fail "broker.tls.ca: existingSecret and existingConfigMap are both set; remove one of them" }}
+{{- end }}
+{{- end }}
+
+{{- define "inferq.validatePool" -}}
+{{- $pool := .pool }}
+{{- $fullname := include "inferq.poolFullname" . }}
+{{- if gt (len $fullname) 54 }}
+{{- fail (printf "%s: its name `%s` has %d characters, but 54 are allowed, because KEDA and Kubernetes put theirs before and behind it; shorten the release, the pool or fullnameOverride" .at $fullname (len $fullname)) }}
+{{- end }}
+{{- if not $pool.models }}
+{{- fail (printf "%s.models: is empty; list the models that it serves, since each of them is a queue" .at) }}
+{{- end }}
+{{- $least := add (ceil $pool.drainTimeoutSeconds) 5 }}
+{{- if lt (int64 (include "inferq.gracePeriod" $pool)) (int64 $least) }}
+{{- fail (printf "%s.terminationGracePeriodSeconds: is %d, but drainTimeoutSeconds is %v: Kubernetes would kill workers over jobs in their hands; set it to %d or more, leave it out, or lower drainTimeoutSeconds" .at (int64 $pool.terminationGracePeriodSeconds) $pool.drainTimeoutSeconds $least) }}
+{{- end }}
+{{- $budget := $pool.podDisruptionBudget }}
+{{- if and $budget.enabled (kindIs "invalid" $budget.minAvailable) (kindIs "invalid" $budget.maxUnavailable) }}
+{{- fail (printf "%s.podDisruptionBudget: has neither maxUnavailable nor minAvailable; set one of them, or enabled to false" .at) }}
+{{- end }}
+{{- $image := deepCopy .root.Values.image }}
+{{- if and (eq $pool.device "cuda") $image.digest (not $pool.image.digest) }}
+{{- fail (printf "%s.image.digest: is not set, but image.digest is: that image runs on CPUs, and this pool has the device cuda; set the digest of the CUDA image here" .at) }}
+{{- end }}
+{{- if and (eq $pool.device "cuda") $image.tag (not (or $pool.image.tag $pool.image.digest)) }}
+{{- fail (printf "%s.image.tag: is not set, but image.tag is: that image runs on CPUs, and this pool has the device cuda; set the tag of the CUDA image here" .at) }}
+{{- end }}
+{{- $limit := include "inferq.memoryLimit" $pool }}
+{{- $config := deepCopy .root.Values.config }}
+{{- include "inferq.merge" (dict "into" $config "from" (deepCopy $pool.config)) }}
+{{- $bodies := dig "limits" "memory_bytes" nil $config }}
+{{- if and $limit (not (kindIs "invalid" $bodies)) }}
+{{- if ge (int64 $bodies) (int64 $limit) }}
+{{- fail (printf "%s: config.limits.memory_bytes is %d, but resources.limits.memory is %v: bodies alone could have the worker killed; raise the memory limit above it, or leave memory_bytes out" .at (int64 $bodies) $pool.resources.limits.memory) }}
+{{- end }}
+{{- else if $limit }}
+{{- $body := default 16777216 (dig "limits" "body_bytes_max" nil $config) }}
+{{- if lt (div (int64 $limit) 2) (int64 $body) }}
+{{- fail (printf "%s.resources.limits.memory: is %v, and half of it is less than one body may take (config.limits.body_bytes_max, %d bytes); raise it to %d or more, or lower body_bytes_max" .at $pool.resources.limits.memory (int64 $body) (mul 2 (int64 $body))) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "inferq.validateModelRepository" -}}
+{{- $models := .pool.modelRepository }}
+{{- if and (eq $models.source "imageVolume") (not $models.imageVolume.reference) }}
+{{- fail (printf "%s.modelRepository.imageVolume.reference: is not set, but source is imageVolume; name the image that holds the models" .at) }}
+{{- end }}
+{{- if and (eq $models.source "imageVolume") (semverCompare "<1.33.0-0" .root.Capabilities.KubeVersion.Version) }}
+{{- fail (printf "%s.modelRepository.source: is imageVolume, but Kubernetes is %s and has them from 1.33 on; use persistentVolumeClaim or initContainer" .at .root.Capabilities.KubeVersion.Version) }}
+{{- end }}
+{{- if and (eq $models.source "persistentVolumeClaim") (not $models.persistentVolumeClaim.claimName) }}
+{{- fail (printf "%s.modelRepository.persistentVolumeClaim.claimName: is not set, but source is persistentVolumeClaim; name the claim" .at) }}
+{{- end }}
+{{- if and (eq $models.source "initContainer") (not $models.initContainer.image) }}
+{{- fail (printf "%s.modelRepository.initContainer.image: is not set, but source is initContainer; name the image that fetches the models" .at) }}
+{{- end }}
+{{- if and (eq $models.source "image") $models.subPath }}
+{{- fail (printf "%s.modelRepository.subPath: is set, but source is image, which is no volume; set path instead" .at) }}
+{{- end }}
+{{- end }}
+
+{{- define "inferq.validateScaling" -}}
+{{- $scaling := .pool.autoscaling }}
+{{- $mode := $scaling.mode }}
+{{- $least := int64 $scaling.minReplicas }}
+{{- if and (ne $mode "none") (not (kindIs "invalid" .pool.replicas)) }}
+{{- fail (printf "%s.replicas: is set, but autoscaling.mode is %s, which sets the number of workers; remove replicas, or set the mode to none" .at $mode) }}
+{{- end }}
+{{- if has $mode (list "keda" "hpa") }}
+{{- if gt $least (int64 $scaling.maxReplicas) }}
+{{- fail (printf "%s.autoscaling: minReplicas is %d, more than maxReplicas, which is %d; raise maxReplicas or lower minReplicas" .at $least (int64 $scaling.maxReplicas)) }}
+{{- end }}
+{{- end }}
+{{- if eq $mode "hpa" }}
+{{- if lt $least 1 }}
+{{- fail (printf "%s.autoscaling.minReplicas: is 0, but an HPA cannot start again from 0; set it to 1, or autoscaling.mode to keda" .at) }}
+{{- end }}
+{{- if and $scaling.hpa.cpuPercent (not (dig "requests" "cpu" "" .pool.resources)) }}
+{{- fail (printf "%s.autoscaling.hpa.cpuPercent: is set, but resources.requests.cpu is not, of which it is the share; set the request, or cpuPercent to 0" .at) }}
+{{- end }}
+{{- if not (or $scaling.hpa.cpuPercent $scaling.hpa.metrics) }}
+{{- fail (printf "%s.autoscaling.hpa: has neither cpuPercent nor metrics to scale on; set one of them" .at) }}
+{{- end }}
+{{- end }}
+{{- if eq $mode "keda" }}
+{{- include "inferq.validateKeda" . }}
+{{- end }}
+{{- end }}
+
+{{- define "inferq.validateKeda" -}}
+{{- $keda := .pool.autoscaling.keda }}
+{{- $least := int64 .pool.autoscaling.minReplicas }}
+{{- $values := .root.Values }}
+{{- $management := $values.broker.management }}
+{{- if not (or $keda.jobs.enabled $keda.seconds.enabled) }}
+{{- fail (printf "%s.autoscaling.keda: jobs and seconds are both off, so that there is nothing to scale on; enable one of them" .at) }}
+{{- end }}
+{{- if and $keda.jobs.enabled (not (or $management.uri $management.uriKey $keda.triggerAuthentication.existing)) }}
+{{- fail (printf "%s.autoscaling.mode: is keda, but broker.management.uri is not set, by which KEDA sees the queues; set it, such as http://rabbitmq:15672 (over AMQP it would not see the jobs in hand, and end the worker with the last one)" .at) }}
+{{- end }}
+{{- if and $keda.jobs.enabled $management.uri (regexMatch "^[a-z]+://[^/]*@" $management.uri) }}
+{{- fail "broker.management.uri: holds a login, which everybody could read in the ScaledObject; put it into a Secret, under broker.management.usernameKey and passwordKey, or the whole URI under uriKey" }}
+{{- end }}
+{{- if and $keda.jobs.enabled $management.uri $management.uriKey }}
+{{- fail "broker.management: uri and uriKey are both set; remove one of them" }}
+{{- end }}
+{{- if and $keda.jobs.enabled (not $keda.triggerAuthentication.existing) (not (or $management.existingSecret $values.broker.existingSecret)) }}
+{{- fail "broker.management.existingSecret: is not set, and there is no broker.existingSecret to take its place; name a Secret with the login at the management API" }}
+{{- end }}
+{{- if and $keda.seconds.enabled (not $keda.seconds.serverAddress) }}
+{{- fail (printf "%s.autoscaling.keda.seconds.serverAddress: is not set, but seconds.enabled is; name the Prometheus, such as http://prometheus.monitoring:9090" .at) }}
+{{- end }}
+{{- if and (eq $least 0) (not $keda.jobs.enabled) }}
+{{- fail (printf "%s.autoscaling.minReplicas: is 0, but keda.jobs is off: without a worker nobody reports seconds of work, and the pool would stay at 0; enable keda.jobs, or set minReplicas to 1" .at) }}
+{{- end }}
+{{- if and (eq $least 0) (eq $values.topology.workerMode "declare") (not $values.topology.job.enabled) }}
+{{- fail (printf "%s.autoscaling.minReplicas: is 0, but only a worker would declare the queues (topology.workerMode=declare), and without them nothing wakes one; enable topology.job, or set minReplicas to 1" .at) }}
+{{- end }}
+{{- $fallback := $keda.fallback.replicas }}
+{{- if and $keda.fallback.enabled (ge $least 1) (not (kindIs "invalid" $fallback)) }}
+{{- if or (lt (int64 $fallback) $least) (gt (int64 $fallback) (int64 .pool.autoscaling.maxReplicas)) }}
+{{- fail (printf "%s.autoscaling.keda.fallback.replicas: is %d, but minReplicas is %d and maxReplicas %d; choose a number between them" .at (int64 $fallback) $least (int64 .pool.autoscaling.maxReplicas)) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "inferq.validateMetrics" -}}
+{{- $monitor := .Values.metrics.podMonitor }}
+{{- if $monitor.enabled }}
+{{- if gt (int64 (include "inferq.milliseconds" $monitor.scrapeTimeout)) (int64 (include "inferq.milliseconds" $monitor.interval)) }}
+{{- fail (printf "metrics.podMonitor.scrapeTimeout: is %s, longer than interval, which is %s; Prometheus would refuse it: lower it" $monitor.scrapeTimeout $monitor.interval) }}
+{{- end }}
+{{- end }}
+{{- $rules := .Values.metrics.prometheusRule }}
+{{- $file := .Files.Get "alerts/inferq.yaml" }}
+{{- if and $rules.enabled $rules.rules $file }}
+{{- $known := list }}
+{{- range ($file | fromYaml).groups }}{{ range .rules }}{{ with .alert }}{{ $known = append $known . }}{{ end }}{{ end }}{{ end }}
+{{- range $name, $_ := $rules.rules }}
+{{- if not (has $name $known) }}
+{{- fail (printf "metrics.prometheusRule.rules.%s: there is no such alert; there are %s" $name (join ", " $known)) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* A duration of Prometheus, of one unit. */}}
+{{- define "inferq.milliseconds" -}}
+{{- $unit := regexFind "[a-z]+$" . }}
+{{- mul (trimSuffix $unit . | int64) (index (dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000) $unit) }}
+{{- end }}

@@ -1,0 +1,620 @@
+"""Is what the chart renders right: valid for Kubernetes, KEDA and the Prometheus operator, safe, and what the values say?"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+
+import helm_python
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from conftest import CHART, EXAMPLES, LEAST, NAMES, NAMESPACE, RELEASE, ROOT
+from conftest import at, manifests, merged, notes, of_kind, one, pod_of, refusal, render
+
+# The oldest that Chart.yaml allows, those in support, and the newest with schemas.
+KUBERNETES = ["1.29", "1.33", "1.34", "1.35", "1.36", "1.37"]
+SCHEMAS = ROOT / "tests" / "chart" / "schemas"
+GOLDEN = ROOT / "tests" / "chart" / "golden"
+VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
+KEDA = merged(LEAST, {"broker": {"management": {"uri": "http://rabbitmq:15672"}}})
+
+
+def pool(**values) -> dict:
+    """The default pool, with these values."""
+    return {"pools": {"default": values}}
+
+
+def scaled(mode: str, **values) -> dict:
+    return pool(autoscaling={"mode": mode, **values})
+
+
+def keda(**values) -> dict:
+    return scaled("keda", keda=values)
+
+
+# --- Against the schemas of others ---
+
+
+def examples_by_version(versions: list[str]) -> list:
+    """Every example with every version, except that image volumes are there from 1.33 on."""
+    return [
+        pytest.param(yaml.safe_load(path.read_text()), version, id=f"{name}-{version}")
+        for path, name in zip(EXAMPLES, NAMES, strict=True)
+        for version in versions
+        if "imageVolume" not in path.read_text() or version >= "1.33"
+    ]
+
+
+@pytest.mark.parametrize("values, version", examples_by_version([KUBERNETES[0], KUBERNETES[-1]]))
+def test_helm_lint_finds_nothing(values, version):
+    report = helm_python.lint(CHART, values, strict=True, kube_version=f"v{version}.0", quiet=True)
+
+    assert report["errors"] == [] and [message for message in report["messages"] if message["severity"] > 1] == []
+
+
+@pytest.mark.parametrize("values, version", examples_by_version(KUBERNETES))
+def test_every_object_is_strictly_valid(values, version):
+    objects = render(values)
+
+    assert objects
+    for document in objects:
+        if is_custom(document):
+            validate_custom(document)
+        else:
+            kubernetes_validate.validate(document, version, strict=True)
+
+
+def is_custom(document: dict) -> bool:
+    return document["apiVersion"].split("/")[0] in ("keda.sh", "monitoring.coreos.com")
+
+
+def validate_custom(document: dict) -> None:
+    version = document["apiVersion"].split("/")[1]
+    schema = json.loads((SCHEMAS / f"{document['kind']}-{version}.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(document)
+
+
+def test_the_validation_sees_an_unknown_field_in_either_kind_of_object():
+    objects = render(yaml.safe_load((CHART / "ci" / "keda-values.yaml").read_text()))
+    deployment, scaled_object = one(objects, "Deployment"), one(objects, "ScaledObject")
+
+    deployment["spec"]["template"]["spec"]["containers"][0]["livenessprobe"] = {}
+    scaled_object["spec"]["minReplicas"] = 1
+
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(deployment, KUBERNETES[-1], strict=True)
+    with pytest.raises(jsonschema.ValidationError):
+        validate_custom(scaled_object)
+
+
+def test_the_parameters_of_each_trigger_are_known_to_keda(example):
+    known = json.loads((SCHEMAS / "triggers.json").read_text())
+
+    for scaled_object in of_kind(render(example), "ScaledObject"):
+        for trigger in scaled_object["spec"]["triggers"]:
+            parameters = {parameter["name"]: parameter for parameter in known[trigger["type"]]}
+            for name, value in trigger["metadata"].items():
+                assert parameters[name].get("metadataVariableReadable"), name
+                assert isinstance(value, str), name
+            authenticated = {entry["parameter"] for entry in authentication(example, trigger)}
+            for name in authenticated:
+                assert parameters[name].get("triggerAuthenticationVariableReadable"), name
+            given = authenticated | set(trigger["metadata"])
+            required = {name for name, of in parameters.items() if not of.get("optional") and "default" not in of}
+            assert required <= given, required - given
+
+
+def authentication(values: dict, trigger: dict) -> list[dict]:
+    if "authenticationRef" not in trigger:
+        return []
+    found = one(render(values), "TriggerAuthentication")
+    assert found["metadata"]["name"] == trigger["authenticationRef"]["name"]
+    return found["spec"]["secretTargetRef"]
+
+
+# --- Golden renders ---
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=NAMES)
+def test_the_examples_render_as_recorded(path):
+    """INFERQ_TEST_GOLDEN=renew writes them anew; look at the difference before you commit it."""
+    rendered = manifests(yaml.safe_load(path.read_text()))
+    text = "".join(f"# {template}\n{text.strip()}\n" for template, text in rendered.items())
+    golden = GOLDEN / path.name.replace("-values", "")
+
+    if os.environ.get("INFERQ_TEST_GOLDEN") == "renew":
+        golden.write_text(text)
+
+    # By what is in them: two Helms may differ in blank lines.
+    assert list(yaml.safe_load_all(text)) == list(yaml.safe_load_all(golden.read_text()))
+
+
+# --- Pod Security "restricted" ---
+
+
+def violations(spec: dict):
+    """What of a pod the Pod Security Standard "restricted" refuses."""
+    own = spec.get("securityContext", {})
+    for field in ("hostNetwork", "hostPID", "hostIPC"):
+        if spec.get(field):
+            yield field
+    allowed = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image", "persistentVolumeClaim", "projected", "secret"}
+    for volume in spec.get("volumes", []):
+        if not set(volume) - {"name"} <= allowed:
+            yield f"volume {volume['name']}"
+    for container in spec.get("initContainers", []) + spec["containers"]:
+        security = container.get("securityContext", {})
+        if security.get("allowPrivilegeEscalation") is not False:
+            yield f"{container['name']}: allowPrivilegeEscalation"
+        if security.get("privileged"):
+            yield f"{container['name']}: privileged"
+        if security.get("capabilities", {}).get("drop") != ["ALL"] or security["capabilities"].get("add"):
+            yield f"{container['name']}: capabilities"
+        if not security.get("runAsNonRoot", own.get("runAsNonRoot")):
+            yield f"{container['name']}: runAsNonRoot"
+        if security.get("runAsUser", own.get("runAsUser")) == 0:
+            yield f"{container['name']}: runAsUser"
+        if security.get("seccompProfile", own.get("seccompProfile", {})).get("type") not in ("RuntimeDefault", "Localhost"):
+            yield f"{container['name']}: seccompProfile"
+        if any(port.get("hostPort") for port in container.get("ports", [])):
+            yield f"{container['name']}: hostPort"
+
+
+def pods(values: dict) -> list[dict]:
+    return [pod for pod in map(pod_of, render(values)) if pod]
+
+
+def test_every_pod_is_restricted_and_knows_nothing_of_kubernetes(example):
+    for pod in pods(example):
+        spec = pod["spec"]
+        assert list(violations(spec)) == []
+        assert spec["automountServiceAccountToken"] is False
+        # INFERQ_SERVICE_HOST would be an unknown variable, which is a fault.
+        assert spec["enableServiceLinks"] is False
+        for container in spec.get("initContainers", []) + spec["containers"]:
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            assert container["resources"]["limits"]["memory"]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"hostNetwork": True},
+        {"volumes": [{"name": "node", "hostPath": {"path": "/"}}]},
+        {"securityContext": {"runAsNonRoot": False, "seccompProfile": {"type": "RuntimeDefault"}}},
+        {"securityContext": {"runAsNonRoot": True}},
+        {"containers": [{"name": "extra"}]},
+    ],
+)
+def test_the_check_of_pod_security_sees_what_is_not_restricted(broken):
+    spec = one(render(LEAST), "Deployment")["spec"]["template"]["spec"]
+
+    assert list(violations(spec)) == []
+    assert list(violations({**spec, **broken}))
+
+
+def test_no_secret_is_in_arguments_or_environment(example):
+    for pod in pods(example):
+        for container in pod["spec"]["containers"]:
+            text = json.dumps([container.get("args"), container.get("env")])
+            assert not re.search(r"://[^/]*@", text) and "secretKeyRef" not in text
+
+
+# --- Names and labels ---
+
+
+def test_selectors_match_their_pods_and_do_not_change_with_the_version(example, tmp_path):
+    newer = tmp_path / "inferq"
+    shutil.copytree(CHART, newer)
+    of_chart = yaml.safe_load((newer / "Chart.yaml").read_text())
+    (newer / "Chart.yaml").write_text(yaml.safe_dump({**of_chart, "version": "9.9.9", "appVersion": "9.9.9"}))
+
+    before, after = of_kind(render(example), "Deployment"), of_kind(render(example, chart=newer), "Deployment")
+
+    for old, new in zip(before, after, strict=True):
+        assert old["spec"]["selector"] == new["spec"]["selector"]
+        labels = old["spec"]["template"]["metadata"]["labels"]
+        assert old["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    selectors = [json.dumps(deployment["spec"]["selector"], sort_keys=True) for deployment in before]
+    assert len(set(selectors)) == len(selectors)
+
+
+def test_no_two_objects_have_one_name(example):
+    names = [(document["kind"], document["metadata"]["name"]) for document in render(example)]
+
+    assert len(set(names)) == len(names)
+
+
+def test_a_changed_configuration_rolls_its_pool_and_no_other():
+    two = merged(LEAST, {"pools": {"other": {"models": ["dense"]}}})
+
+    def checksums(values):
+        return {
+            deployment["metadata"]["name"]: deployment["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+            for deployment in of_kind(render(values), "Deployment")
+        }
+
+    before, after = checksums(two), checksums(merged(two, pool(config={"batch": {"rows_max": 32}})))
+
+    assert before["prod-inferq-default"] != after["prod-inferq-default"]
+    assert before["prod-inferq-other"] == after["prod-inferq-other"]
+
+
+def test_the_name_holds_the_release_once():
+    assert one(render(LEAST, release="inferq"), "Deployment")["metadata"]["name"] == "inferq-default"
+
+
+# --- What the values say ---
+
+
+def test_one_secret_is_all_that_a_release_needs():
+    kinds = sorted(document["kind"] for document in render(LEAST))
+
+    assert kinds == ["ConfigMap", "ConfigMap", "Deployment", "Job", "Pod", "PodDisruptionBudget", "ServiceAccount"]
+    assert "broker.existingSecret: is not set; name a Secret" in refusal({})
+
+
+@pytest.mark.parametrize(
+    "values, replicas",
+    [({}, 1), (pool(replicas=0), 0), (pool(replicas=3), 3), (scaled("keda"), None), (scaled("hpa"), None), (scaled("external"), None)],
+)
+def test_replicas_are_set_only_where_nothing_else_scales(values, replicas):
+    assert one(render(merged(KEDA, values)), "Deployment")["spec"].get("replicas") == replicas
+
+
+@pytest.mark.parametrize("drain, grace", [(25, 30), (0, 5), (2.5, 8), (600, 605)])
+def test_the_grace_period_follows_the_drain_timeout(drain, grace):
+    objects = render(merged(LEAST, pool(drainTimeoutSeconds=drain)))
+
+    assert one(objects, "Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == grace
+    assert configuration(objects)["worker"]["drain_timeout_ms"] == int(drain * 1000)
+
+
+def configuration(objects: list[dict]) -> dict:
+    return tomllib.loads(next(document["data"]["inferq.toml"] for document in objects if "inferq.toml" in document.get("data", {})))
+
+
+def test_what_a_pool_says_wins_also_where_it_is_false_zero_or_empty():
+    base = {"poolDefaults": {"config": {"worker": {"cuda_tf32": True, "isolate_after": 5}}, "tolerations": [{"key": "batch"}]}}
+    own = pool(config={"worker": {"cuda_tf32": False, "isolate_after": 0}}, tolerations=[], podDisruptionBudget={"enabled": False})
+
+    objects = render(merged(LEAST, merged(base, own)))
+
+    assert configuration(objects)["worker"]["cuda_tf32"] is False
+    assert configuration(objects)["worker"]["isolate_after"] == 0
+    assert "tolerations" not in one(objects, "Deployment")["spec"]["template"]["spec"]
+    assert not of_kind(objects, "PodDisruptionBudget")
+
+
+@pytest.mark.parametrize("limit, expected", [("2Gi", 2**30), ("512Mi", 2**28), ("1G", 500_000_000), ("1.5Gi", 3 * 2**28), (2**31, 2**30)])
+def test_bodies_may_take_half_of_the_memory_limit(limit, expected):
+    objects = render(merged(LEAST, pool(resources={"limits": {"memory": limit}})))
+
+    assert configuration(objects)["limits"]["memory_bytes"] == expected
+
+
+def test_a_pool_on_a_gpu_gets_the_gpu_its_image_and_its_pace():
+    gpu = {"models": ["resnet"], "device": "cuda", "autoscaling": {"mode": "keda"}}
+
+    objects = render(merged(KEDA, {"pools": {"default": None, "gpu": gpu}}))
+
+    deployment, spec = one(objects, "Deployment"), one(objects, "Deployment")["spec"]["template"]["spec"]
+    assert spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert spec["containers"][0]["image"].endswith(":0.1.0-cuda")
+    assert spec["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    assert "topologySpreadConstraints" not in spec
+    assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+    assert configuration(objects)["worker"]["device"] == "cuda:0"
+    behavior = one(objects, "ScaledObject")["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert behavior == VALUES["poolDefaults"]["autoscaling"]["behavior"]["cuda"]
+    # The hooks run nothing on it.
+    assert one(objects, "Job")["spec"]["template"]["spec"]["containers"][0]["image"].endswith(":0.1.0")
+
+
+def test_keda_sees_ready_and_unacked_jobs_of_every_model():
+    spec = one(render(merged(KEDA, merged(scaled("keda"), pool(models=["digits", "dense"])))), "ScaledObject")["spec"]
+
+    queues = [trigger["metadata"]["queueName"] for trigger in spec["triggers"]]
+    assert queues == ["inferq.digits", "inferq.dense"]
+    for trigger in spec["triggers"]:
+        assert trigger["metricType"] == "AverageValue"
+        assert trigger["metadata"].items() >= {
+            "protocol": "http", "mode": "QueueLength", "excludeUnacknowledged": "false", "host": "http://rabbitmq:15672/", "vhostName": "/"
+        }.items()
+    assert spec["fallback"] == {"failureThreshold": 3, "replicas": 1, "behavior": "currentReplicasIfHigher"}
+
+
+def test_from_zero_there_is_no_fallback_but_a_first_pause():
+    spec = one(render(merged(KEDA, scaled("keda", minReplicas=0))), "ScaledObject")["spec"]
+
+    assert "fallback" not in spec and spec["minReplicaCount"] == 0 and spec["initialCooldownPeriod"] >= 60
+    assert "scales to 0" in notes(merged(KEDA, scaled("keda", minReplicas=0)))
+
+
+def test_seconds_of_work_are_the_most_that_a_worker_says_of_each_model():
+    seconds = {"enabled": True, "serverAddress": "http://prometheus:9090"}
+
+    trigger = one(render(merged(KEDA, keda(seconds=seconds))), "ScaledObject")["spec"]["triggers"][-1]
+
+    assert trigger["type"] == "prometheus" and trigger["metadata"]["threshold"] == "10"
+    selector = f'{{namespace="{NAMESPACE}",pod=~"prod-inferq-default-[a-z0-9]+-[a-z0-9]+"}}'
+    assert trigger["metadata"]["query"] == f"sum(max by (model) (inferq_backlog_seconds{selector}))"
+
+
+def test_the_topology_is_made_before_everything_else_and_without_a_worker():
+    objects = render(merged(LEAST, {"pools": {"b": {"models": ["dense", "digits"]}}}))
+
+    job = one(objects, "Job")
+    assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
+    spec = job["spec"]["template"]["spec"]
+    assert spec["containers"][0]["args"] == ["topology", "apply", "dense", "digits"]
+    # Of what the release brings nothing is there yet.
+    sources = [source for volume in spec["volumes"] for source in volume["projected"]["sources"]]
+    assert [source["secret"]["name"] for source in sources] == ["inferq-broker"] and "serviceAccountName" not in spec
+
+
+def test_hooks_may_have_logins_of_their_own():
+    own = {"topology": {"job": {"existingSecret": "admin"}}, "test": {"existingSecret": "producer"}}
+
+    objects = render(merged(LEAST, own))
+
+    def secret(spec):
+        return spec["volumes"][0]["projected"]["sources"][0]["secret"]["name"]
+
+    assert secret(one(objects, "Job")["spec"]["template"]["spec"]) == "admin"
+    assert secret(one(objects, "Pod")["spec"]) == "producer"
+
+
+@pytest.mark.parametrize(
+    "source, volume",
+    [
+        ({"source": "imageVolume", "imageVolume": {"reference": "r/m:1"}}, {"image": {"reference": "r/m:1", "pullPolicy": "IfNotPresent"}}),
+        (
+            {"source": "persistentVolumeClaim", "persistentVolumeClaim": {"claimName": "m"}},
+            {"persistentVolumeClaim": {"claimName": "m", "readOnly": True}},
+        ),
+        ({"source": "initContainer", "initContainer": {"image": "r/c:1"}}, {"emptyDir": {"sizeLimit": "4Gi"}}),
+    ],
+)
+def test_models_come_from_a_volume_that_the_worker_cannot_write(source, volume):
+    objects = render(merged(LEAST, pool(modelRepository=source)))
+
+    spec = one(objects, "Deployment")["spec"]["template"]["spec"]
+    assert {"name": "models", **volume} in spec["volumes"]
+    assert {"name": "models", "mountPath": "/models", "readOnly": True} in spec["containers"][0]["volumeMounts"]
+    assert configuration(objects)["models"] == {"repository": "/models", "load": ["digits"]}
+
+
+# --- What must be refused ---
+
+CONTRADICTIONS = [
+    (at("broker.host", "rabbit"), "broker.host and broker.port: are set, but with broker.login=uri"),
+    (at("broker.tls.enabled", True), "broker.tls.enabled: is set, but with broker.login=uri"),
+    (at("broker.login", "password"), "broker.host: is not set; with broker.login=password"),
+    (at("broker", {"login": "password", "host": "r", "tls": {"ca": {"existingSecret": "ca"}}}), "broker.tls.enabled: is false, but"),
+    (at("broker", {"login": "certificate", "host": "r", "tls": {"enabled": True}}), "broker.tls.clientCertificate.existingSecret: is not set"),
+    (at("broker.tls.ca", {"existingSecret": "a", "existingConfigMap": "b"}), "broker.tls.ca: existingSecret and existingConfigMap are both"),
+    (at("pools.default", None), "pools: none is enabled"),
+    (at("pools.default.models", []), "pools.default.models: is empty"),
+    (pool(terminationGracePeriodSeconds=29), "is 29, but drainTimeoutSeconds is 25: Kubernetes would kill workers"),
+    (pool(drainTimeoutSeconds=60, terminationGracePeriodSeconds=60), "set it to 65 or more, leave it out, or lower drainTimeoutSeconds"),
+    (at("fullnameOverride", "a" * 47), "pools.default: its name `" + "a" * 47 + "-default` has 55 characters, but 54 are allowed"),
+    (pool(podDisruptionBudget={"maxUnavailable": None}), "pools.default.podDisruptionBudget: has neither"),
+    (merged(at("image.digest", "sha256:" + "a" * 64), pool(device="cuda")), "pools.default.image.digest: is not set, but image.digest is"),
+    (merged(at("image.tag", "1.0"), pool(device="cuda")), "pools.default.image.tag: is not set, but image.tag is"),
+    (pool(config={"limits": {"memory_bytes": 2**31}}), "config.limits.memory_bytes is 2147483648, but resources.limits.memory is 2Gi"),
+    (pool(resources={"limits": {"memory": "24Mi"}}), "half of it is less than one body may take"),
+    (pool(modelRepository={"source": "imageVolume"}), "modelRepository.imageVolume.reference: is not set"),
+    (pool(modelRepository={"source": "persistentVolumeClaim"}), "modelRepository.persistentVolumeClaim.claimName: is not set"),
+    (pool(modelRepository={"source": "initContainer"}), "modelRepository.initContainer.image: is not set"),
+    (pool(modelRepository={"subPath": "models"}), "modelRepository.subPath: is set, but source is image"),
+    (merged(scaled("keda"), pool(replicas=2)), "pools.default.replicas: is set, but autoscaling.mode is keda"),
+    (merged(scaled("external"), pool(replicas=2)), "pools.default.replicas: is set, but autoscaling.mode is external"),
+    (scaled("keda", minReplicas=11), "minReplicas is 11, more than maxReplicas, which is 10"),
+    (scaled("hpa", minReplicas=0), "minReplicas: is 0, but an HPA cannot start again from 0"),
+    (merged(scaled("hpa"), pool(resources={"requests": {"cpu": None}})), "hpa.cpuPercent: is set, but resources.requests.cpu is not"),
+    (scaled("hpa", hpa={"cpuPercent": 0}), "autoscaling.hpa: has neither cpuPercent nor metrics"),
+    (keda(jobs={"enabled": False}), "jobs and seconds are both off"),
+    (merged(scaled("keda"), at("broker.management.uri", "")), "is keda, but broker.management.uri is not set"),
+    (merged(scaled("keda"), at("broker.management.uri", "http://u:p@r:1")), "broker.management.uri: holds a login"),
+    (merged(scaled("keda"), at("broker.management.uriKey", "uri")), "broker.management: uri and uriKey are both set"),
+    (keda(seconds={"enabled": True}), "seconds.serverAddress: is not set, but seconds.enabled is"),
+    (
+        scaled("keda", minReplicas=0, keda={"jobs": {"enabled": False}, "seconds": {"enabled": True, "serverAddress": "http://p"}}),
+        "minReplicas: is 0, but keda.jobs is off",
+    ),
+    (
+        merged(scaled("keda", minReplicas=0), at("topology", {"workerMode": "declare", "job": {"enabled": False}})),
+        "is 0, but only a worker would declare the queues",
+    ),
+    (keda(fallback={"replicas": 11}), "fallback.replicas: is 11, but minReplicas is 1 and maxReplicas 10"),
+    (at("metrics.podMonitor", {"enabled": True, "interval": "15s", "scrapeTimeout": "1m"}), "scrapeTimeout: is 1m, longer than interval"),
+]
+
+
+@pytest.mark.parametrize("values, sentence", CONTRADICTIONS, ids=[sentence for _, sentence in CONTRADICTIONS])
+def test_values_that_contradict_each_other_are_refused_with_what_to_change(values, sentence):
+    assert sentence in refusal(merged(KEDA, values))
+
+
+def test_without_any_secret_a_login_by_certificate_has_none_for_keda():
+    tls = {"enabled": True, "clientCertificate": {"existingSecret": "c"}}
+    broker = {"existingSecret": "", "login": "certificate", "host": "r", "tls": tls}
+
+    assert "broker.management.existingSecret: is not set" in refusal(merged(KEDA, {"broker": broker, **scaled("keda")}))
+
+
+def test_image_volumes_are_refused_on_a_kubernetes_without_them(capfd):
+    values = merged(LEAST, pool(modelRepository={"source": "imageVolume", "imageVolume": {"reference": "r/m:1"}}))
+
+    # Only the linter takes a version; it carries on after a `fail`, and says on standard error what it was.
+    helm_python.lint(CHART, values, kube_version="v1.33.0", quiet=True)
+    newer = capfd.readouterr().err
+    helm_python.lint(CHART, values, kube_version="v1.32.9", quiet=True)
+    older = capfd.readouterr().err
+
+    assert "imageVolume" not in newer and "is imageVolume, but Kubernetes is v1.32.9" in older
+
+
+SCHEMA_FAULTS = [
+    at("brokr", {}),
+    at("broker.password", "secret"),
+    at("broker.login", "token"),
+    at("broker.port", 70000),
+    at("image.digest", "latest"),
+    at("image.pullPolicy", "always"),
+    at("topology.prefix", "amq.inferq"),
+    at("topology.workerMode", False),
+    at("config.batch.rows", 1),
+    at("config.batch.rows_max", 0),
+    at("config.batch.rows_max", "64"),
+    at("config.broker.uri", "amqp://user:password@host"),
+    at("config.worker.drain_timeout_ms", 1000),
+    at("config.telemetry.log_format", "xml"),
+    at("pools.Default", {"models": ["digits"]}),
+    at("pools.default.replica", 2),
+    at("pools.default.models", ["Digits"]),
+    at("pools.default.models", "digits"),
+    at("pools.default.device", "cuda:0"),
+    at("pools.default.drainTimeoutSeconds", -1),
+    at("pools.default.autoscaling.mode", "vpa"),
+    at("pools.default.autoscaling.keda.jobs.perReplica", 0),
+    at("pools.default.autoscaling.keda.protocol", "amqp"),
+    at("pools.default.autoscaling.behavior.cpu.scaleUp.policies", []),
+    at("pools.default.modelRepository.source", "s3"),
+    at("pools.default.resources.limits", {"memory": "2 GB"}),
+    at("pools.default.podDisruptionBudget.minAvailable", "half"),
+    at("metrics.podMonitor.interval", "15"),
+    at("metrics.prometheusRule.rules", {"Some": {"threshold": 1}}),
+    at("networkPolicy.brokerPorts", ["amqps"]),
+    at("extraObjects", {}),
+]
+
+
+@pytest.mark.parametrize("values", SCHEMA_FAULTS, ids=json.dumps)
+def test_what_the_schema_does_not_know_is_refused(values):
+    assert "values don't meet the specifications of the schema" in refusal(merged(LEAST, values))
+
+
+def test_the_schema_knows_the_values_and_nothing_else():
+    schema = json.loads((CHART / "values.schema.json").read_text())
+
+    def compare(values: dict, of: dict, path: str):
+        of = schema["$defs"][of["$ref"].rsplit("/", 1)[1]] if "$ref" in of else of
+        if "properties" not in of or path in ("config", "poolDefaults.config", "poolDefaults.image"):
+            return
+        allowed = set(of["properties"]) - {"global", "claims", "tolerance", "requests", "limits"}
+        assert set(values) - {"requests", "limits"} == allowed - ({"kind", "name"} if "authenticationRef" in path else set()), path
+        for key, value in values.items():
+            if isinstance(value, dict):
+                compare(value, of["properties"][key], f"{path}.{key}".lstrip("."))
+
+    compare(VALUES, schema, "")
+
+
+def test_the_schema_allows_every_key_of_inferq_that_the_chart_does_not_set():
+    schema = json.loads((CHART / "values.schema.json").read_text())["$defs"]["config"]["properties"]
+    allowed = {f"{section}.{key}" for section, of in schema.items() for key in of["properties"]}
+    of_inferq = tomllib.loads((ROOT / "config" / "inferq.toml").read_text())
+    all_keys = {f"{section}.{key}" for section, keys in of_inferq.items() for key in keys}
+
+    set_by_chart = {"models.repository", "models.load", "worker.device", "worker.drain_timeout_ms", "telemetry.listen"}
+    set_by_chart |= {key for key in all_keys if key.startswith("topology.") or key.startswith("broker.") and "_file" in key}
+    assert allowed == all_keys - set_by_chart - {"broker.uri"}
+
+
+# --- Dashboards and alerts ---
+
+ALERTS = """
+groups:
+  - name: inferq
+    rules:
+      - alert: QueueIsGrowing
+        expr: inferq_backlog_seconds > 60
+        for: 10m
+        labels: {severity: warning}
+        annotations: {summary: "{{ $labels.model }} waits"}
+      - alert: JobErrorRatio
+        expr: vector(1) > 0
+        labels: {severity: warning}
+      - record: inferq:rows
+        expr: vector(1)
+"""
+WATCHED = merged(LEAST, {"metrics": {"prometheusRule": {"enabled": True}, "dashboards": {"enabled": True}}})
+
+
+@pytest.fixture
+def chart(tmp_path):
+    """The chart with alerts and a dashboard of the test's own."""
+    copy = tmp_path / "inferq"
+    shutil.copytree(CHART, copy, ignore=shutil.ignore_patterns("alerts", "dashboards"))
+    return copy
+
+
+def test_without_files_there_are_no_dashboards_and_alerts(chart):
+    kinds = {document["kind"] for document in render(WATCHED, chart=chart)}
+
+    assert "PrometheusRule" not in kinds and len(kinds) == 6
+
+
+def test_a_dashboard_reaches_grafana_as_it_stands(chart):
+    (chart / "dashboards").mkdir()
+    dashboard = '{\n  "title": "{{ $labels.model }}", "expr": "{{.Values}} `x` \\"y\\""\n}\n'
+    (chart / "dashboards" / "Worker_pools.json").write_text(dashboard)
+
+    objects = render(merged(WATCHED, at("metrics.dashboards.annotations", {"grafana_folder": "inferq"})), chart=chart)
+
+    found = next(document for document in of_kind(objects, "ConfigMap") if "grafana_dashboard" in document["metadata"]["labels"])
+    assert found["metadata"]["name"] == "prod-inferq-dashboard-worker-pools"
+    assert found["data"] == {"Worker_pools.json": dashboard}
+    assert found["metadata"]["annotations"] == {"grafana_folder": "inferq"}
+
+
+def test_alerts_are_taken_over_and_single_ones_changed_or_left_out(chart):
+    (chart / "alerts").mkdir()
+    (chart / "alerts" / "inferq.yaml").write_text(ALERTS)
+    own = {"QueueIsGrowing": {"severity": "critical", "for": "1h"}, "JobErrorRatio": {"enabled": False}}
+
+    as_they_are = one(render(WATCHED, chart=chart), "PrometheusRule")
+    changed = one(render(merged(WATCHED, at("metrics.prometheusRule.rules", own)), chart=chart), "PrometheusRule")
+    with pytest.raises(Exception, match="there is no such alert; there are QueueIsGrowing, JobErrorRatio"):
+        render(merged(WATCHED, at("metrics.prometheusRule.rules", {"Grow": {}})), chart=chart)
+
+    validate_custom(changed)
+    assert as_they_are["spec"] == yaml.safe_load(ALERTS)
+    growing, recorded = changed["spec"]["groups"][0]["rules"]
+    assert growing["labels"] == {"severity": "critical"} and growing["for"] == "1h"
+    assert growing["annotations"] == {"summary": "{{ $labels.model }} waits"} and recorded["record"] == "inferq:rows"
+
+
+# --- Documents ---
+
+
+def test_the_readme_of_the_chart_is_current():
+    subprocess.run([sys.executable, ROOT / "scripts" / "chart-readme", "--check"], check=True)
+
+
+def test_every_value_has_its_row_in_the_readme():
+    text = (CHART / "README.md").read_text()
+    for key in ("broker.existingSecret", "pools.default", "poolDefaults.autoscaling.keda.jobs.perReplica", "extraObjects"):
+        assert f"| `{key}` |" in text, key
+
+
+@pytest.mark.parametrize(
+    "values, warning",
+    [
+        (scaled("keda", keda={"jobs": {"perReplica": 100}}), "may hold 256 unacked jobs in a worker"),
+        (pool(drainTimeoutSeconds=900), "the cluster autoscaler gives pods 600 s"),
+        (pool(podDisruptionBudget={"minAvailable": 1}), "its nodes could not be drained"),
+        (keda(seconds={"enabled": True, "serverAddress": "http://p"}), "this release has no PodMonitor"),
+    ],
+)
+def test_the_notes_warn_of_what_is_allowed_and_unwise(values, warning):
+    assert warning in notes(merged(KEDA, values))
+    assert "WARNING" not in notes(LEAST) and RELEASE in notes(LEAST) and "inferq.digits" in notes(LEAST)

@@ -1,0 +1,235 @@
+"""Does a release work? What its pods would run is run here, against a real broker: hook, workers, test, and their end.
+
+No kubelet is at hand, so this file does the little of one that matters: environment, arguments and files come from the rendered
+objects, and what would be mounted at a path lies under a folder in the place of that path.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pika
+import pytest
+
+from conftest import ROOT, merged, of_kind, one, pod_of, render
+
+INFERQ = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug" / "inferq"
+LIBRARY = ROOT / ".deps" / "onnxruntime" / "libonnxruntime.so"
+PATIENCE = 60  # Seconds until something that comes at once has not come.
+
+
+@pytest.fixture(scope="module")
+def broker():
+    """A private RabbitMQ with the management plugin; `ctl` is rabbitmqctl."""
+    command = [ROOT / "scripts" / "broker", "--plugins", "rabbitmq_management"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield json.loads(process.stdout.readline())
+        process.stdin.close()
+        process.wait(PATIENCE)
+
+
+def ctl(broker: dict, *arguments: str) -> str:
+    command = [ROOT / "scripts" / "broker-ctl", broker["dir"], "--quiet", *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+class Kubelet:
+    """Runs the containers of pods as processes."""
+
+    def __init__(self, folder: Path, objects: list[dict], secrets: dict[str, dict[str, str]]):
+        self.folder = folder
+        self.secrets = secrets
+        self.config_maps = {o["metadata"]["name"]: o["data"] for o in objects if o["kind"] == "ConfigMap"}
+
+    def start(self, pod: dict, **settings) -> subprocess.Popen:
+        """The only container of a pod."""
+        (container,) = pod["spec"]["containers"]
+        places = self.mount(pod["spec"]["volumes"], container["volumeMounts"])
+        # What the image has and the volumes do not.
+        places["/opt/inferq/models"] = ROOT / "models"
+
+        def placed(text: str) -> str:
+            # In one pass: a place may itself hold one of the paths.
+            return re.sub("|".join(map(re.escape, places)), lambda found: str(places[found[0]]), text)
+
+        for path in self.folder.rglob("inferq.toml"):
+            path.write_text(placed(path.read_text()))
+        environment = {entry["name"]: placed(entry["value"]) for entry in container.get("env", [])}
+        environment |= {"ORT_DYLIB_PATH": str(LIBRARY), "TMPDIR": str(self.folder)}
+        arguments = [placed(argument) for argument in container["args"]]
+        return subprocess.Popen([INFERQ, *arguments], env=environment, cwd=self.folder, text=True, **settings)
+
+    def run(self, pod: dict) -> str:
+        """The standard output of a container that ends with 0."""
+        process = self.start(pod, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        out, err = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, err
+        return out
+
+    def mount(self, volumes: list[dict], mounts: list[dict]) -> dict[str, Path]:
+        """Where the files of each mount are; the longest paths first, since one mount may lie within another."""
+        contents = {volume["name"]: self.files_of(volume) for volume in volumes}
+        places = {}
+        for mount in sorted(mounts, key=lambda mount: -len(mount["mountPath"])):
+            place = self.folder / f"{len(list(self.folder.iterdir()))}-{mount['name']}"
+            place.mkdir()
+            for name, text in contents[mount["name"]].items():
+                (place / name).write_text(text)
+            places[mount["mountPath"]] = place / mount["subPath"] if "subPath" in mount else place
+        return places
+
+    def files_of(self, volume: dict) -> dict[str, str]:
+        if "configMap" in volume:
+            return self.config_maps[volume["configMap"]["name"]]
+        files = {}
+        for source in volume.get("projected", {}).get("sources", []):
+            held = self.secrets[source["secret"]["name"]] if "secret" in source else self.config_maps[source["configMap"]["name"]]
+            files |= {item["path"]: held[item["key"]] for item in source.get("secret", source.get("configMap"))["items"]}
+        return files
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def probe(pod: dict, name: str) -> int:
+    """What the worker answers to a probe."""
+    (container,) = pod["spec"]["containers"]
+    port = next(port["containerPort"] for port in container["ports"] if port["name"] == container[name]["httpGet"]["port"])
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{container[name]['httpGet']['path']}", timeout=5) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def wait_until(condition, what: str):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+PASSWORD = "p@ss/w%6Frd:#?"  # No URI could hold it as it is.
+
+
+def users(broker: dict) -> dict[str, dict[str, str]]:
+    """Secrets of three users, each with no more than the README of inferq gives to it."""
+    names = r"^inferq(\..+)?$"
+    permissions = {
+        "admin": [names, r"^(inferq(\..+)?|amq\.default)$", names],
+        "worker": ["^$", r"^(inferq\.dead|amq\.default)$", names],
+        "producer": [r"^amq\.gen-.*$", "^inferq$", r"^amq\.gen-.*$"],
+    }
+    for name, patterns in permissions.items():
+        ctl(broker, "add_user", name, PASSWORD)
+        ctl(broker, "set_permissions", name, *patterns)
+    return {name: {"username": name, "password": PASSWORD} for name in permissions}
+
+
+def test_a_release_makes_its_queues_answers_its_test_and_drains(broker, tmp_path):
+    port = free_port()
+    values = {
+        "broker": {"existingSecret": "worker", "login": "password", "host": "127.0.0.1", "port": broker["amqp_port"]},
+        "topology": {"job": {"existingSecret": "admin"}},
+        "test": {"existingSecret": "producer"},
+        "telemetry": {"host": "127.0.0.1", "port": port},
+    }
+    objects = render(values)
+    kubelet = Kubelet(tmp_path, objects, users(broker))
+    pod = one(objects, "Deployment")["spec"]["template"]
+
+    made = kubelet.run(one(objects, "Job")["spec"]["template"])
+    worker = kubelet.start(pod)
+    try:
+        wait_until(lambda: probe(pod, "readinessProbe") == 200, "the worker did not become ready")
+        live = probe(pod, "livenessProbe")
+        answer = json.loads(kubelet.run(one(objects, "Pod")))
+        worker.send_signal(signal.SIGTERM)
+        ended = worker.wait(pod["spec"]["terminationGracePeriodSeconds"])
+    finally:
+        worker.kill()
+        worker.wait()
+
+    assert "inferq.digits.dead" in made and live == 200 and ended == 0
+    assert "output" in json.dumps(answer)
+    queues = dict(line.split("\t") for line in ctl(broker, "list_queues", "--no-table-headers", "name", "messages").splitlines())
+    assert queues == {"inferq.digits": "0", "inferq.digits.dead": "0"}
+
+
+def test_what_keda_would_ask_is_answered_with_ready_and_unacked_jobs(broker):
+    """The URL is built as KEDA builds it: the trigger's host, api/queues, the virtual host escaped, the queue."""
+    management = f"http://127.0.0.1:{broker['management_port']}"
+    values = {
+        "broker": {"existingSecret": "b", "management": {"uri": management}},
+        "pools": {"default": {"autoscaling": {"mode": "keda"}}},
+    }
+    (trigger,) = one(render(values), "ScaledObject")["spec"]["triggers"]
+    metadata = trigger["metadata"]
+    user, password = broker["uri"].split("//")[1].split("@")[0].split(":")
+    environment = {"INFERQ_BROKER__URI": broker["uri"]}
+    subprocess.run([INFERQ, "topology", "apply", "digits"], check=True, env=environment, stdout=subprocess.DEVNULL)
+    escaped = metadata["vhostName"].replace("/", "%2F")
+    request = urllib.request.Request(f"{metadata['host']}api/queues/{escaped}/{metadata['queueName']}")
+    passwords = urllib.request.HTTPPasswordMgrWithPriorAuth()
+    passwords.add_password(None, metadata["host"], user, password, is_authenticated=True)
+    opener = urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(passwords))
+
+    def waiting() -> int | None:
+        with opener.open(request, timeout=PATIENCE) as answer:
+            return json.load(answer).get("messages")
+
+    with pika.BlockingConnection(pika.URLParameters(broker["uri"])) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        for _ in range(2):
+            channel.basic_publish("inferq", "digits", b"", mandatory=True)
+        # One of the two is in somebody's hands.
+        assert channel.basic_get(metadata["queueName"])[0]
+        # The broker renews its numbers every 5 s.
+        wait_until(lambda: waiting() == 2, "the broker never said that two jobs are there")
+        channel.queue_purge(metadata["queueName"])
+
+
+HARD = [
+    {"config": {"limits": {"body_bytes_max": 1048576}, "worker": {"coalesce_ms": 0, "name": 'a "b" \\ c'}, "telemetry": {"log": "warn,inferq=debug"}}},
+    {"pools": {"default": {"models": ["digits", "dense"], "device": "cuda", "drainTimeoutSeconds": 60.5}}},
+    {"broker": {"login": "password", "host": "rabbit", "vhost": "a/b c%d", "tls": {"enabled": True, "ca": {"existingSecret": "ca"}}}},
+]
+
+
+@pytest.mark.parametrize("values", HARD, ids=json.dumps)
+def test_inferq_accepts_what_is_hard_to_write_down(values, tmp_path):
+    accepts_configurations(merged({"broker": {"existingSecret": "b"}}, values), tmp_path)
+
+
+def test_inferq_accepts_the_configuration_of_every_example(example, tmp_path):
+    accepts_configurations(example, tmp_path)
+
+
+def accepts_configurations(values: dict, folder: Path):
+    objects = render(values)
+    files = [document["data"]["inferq.toml"] for document in objects if "inferq.toml" in document.get("data", {})]
+    assert files
+    for text in files:
+        (folder / "pool.toml").write_text(text)
+        accepts(["--config", "pool.toml"], folder, {})
+    for document in of_kind(objects, "Job") + of_kind(objects, "Pod"):
+        container = pod_of(document)["spec"]["containers"][0]
+        accepts([], folder, {entry["name"]: entry["value"] for entry in container["env"]})
+
+
+def accepts(arguments: list[str], folder: Path, environment: dict[str, str]):
+    done = subprocess.run([INFERQ, *arguments, "config", "check"], capture_output=True, text=True, env=environment, cwd=folder)
+    assert done.returncode == 0, done.stderr
