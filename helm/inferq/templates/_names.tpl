@@ -76,3 +76,13 @@ inferq/pool: {{ .name }}
 {{- define "inferq.pullPolicy" -}}
 {{- default .root.Values.image.pullPolicy .image.pullPolicy }}
 {{- end }}
+
+{{/* Where the pods of hooks may run. */}}
+{{- define "inferq.hookPlacement" -}}
+{{- range $field := list "nodeSelector" "tolerations" "affinity" }}
+{{- with index $.Values.hookPods $field }}
+{{ $field }}:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- end }}
