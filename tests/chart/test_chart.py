@@ -448,6 +448,20 @@ def test_values_that_contradict_each_other_are_refused_with_what_to_change(value
     assert sentence in refusal(merged(KEDA, values))
 
 
+def test_every_refusal_of_the_templates_is_among_those_that_are_tested():
+    templates = (CHART / "templates" / "_validate.tpl").read_text()
+    sentences = re.findall(r'fail (?:\(printf )?"(.*?)"[ )}]', templates)
+    # Each has a test of its own, since it needs more than values beside those of KEDA.
+    elsewhere = ("broker.existingSecret: is not set", "broker.management.existingSecret: is not set", "there is no such alert", "and has them from 1.33 on")
+    refused = [refusal(merged(KEDA, values)) for values, _ in CONTRADICTIONS]
+
+    assert len(sentences) == templates.count("fail ")
+    for sentence in sentences:
+        pattern = re.sub("%[sdv]", ".*", re.escape(sentence).replace("%%", "%"))
+        found = any(re.search(pattern, text) for text in refused)
+        assert found or any(part in sentence for part in elsewhere), sentence
+
+
 def test_without_any_secret_a_login_by_certificate_has_none_for_keda():
     tls = {"enabled": True, "clientCertificate": {"existingSecret": "c"}}
     broker = {"existingSecret": "", "login": "certificate", "host": "r", "tls": tls}
