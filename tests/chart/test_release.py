@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pika
 import pytest
+import yaml
 
-from conftest import ROOT, merged, of_kind, one, pod_of, render
+from conftest import CHART, LEAST, ROOT, merged, of_kind, one, pod_of, render
 
 INFERQ = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug" / "inferq"
 LIBRARY = ROOT / ".deps" / "onnxruntime" / "libonnxruntime.so"
@@ -165,7 +166,51 @@ def test_a_release_makes_its_queues_answers_its_test_and_drains(broker, tmp_path
     assert "inferq.digits.dead" in made and live == 200 and ended == 0
     assert "output" in json.dumps(answer)
     queues = dict(line.split("\t") for line in ctl(broker, "list_queues", "--no-table-headers", "name", "messages").splitlines())
-    assert queues == {"inferq.digits": "0", "inferq.digits.dead": "0"}
+    assert queues["inferq.digits"] == queues["inferq.digits.dead"] == "0"
+
+
+def jobs_done(pod: dict) -> float:
+    """How many jobs the worker says that it has answered."""
+    (container,) = pod["spec"]["containers"]
+    with urllib.request.urlopen(f"http://127.0.0.1:{container['ports'][0]['containerPort']}/metrics", timeout=5) as answer:
+        counts = re.findall(r'^inferq_jobs_total{.*code="OK".*} (\S+)$', answer.read().decode(), re.MULTILINE)
+    return sum(map(float, counts))
+
+
+def test_scaling_down_while_jobs_come_loses_none_of_them(broker, tmp_path):
+    rows = 4000
+    row = yaml.safe_load((CHART / "values.yaml").read_text())["test"]["jobs"]["digits"]
+    (tmp_path / "rows.csv").write_text(f"{row}\n" * rows)
+    workers = []
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        objects = render({**LEAST, "topology": {"prefix": "down"}, "telemetry": {"host": "127.0.0.1", "port": free_port()}})
+        kubelet = Kubelet(folder, objects, {"inferq-broker": {"uri": broker["uri"]}})
+        pod = one(objects, "Deployment")["spec"]["template"]
+        if not workers:
+            kubelet.run(one(objects, "Job")["spec"]["template"])
+        workers.append((pod, kubelet.start(pod)))
+    try:
+        for pod, _ in workers:
+            wait_until(lambda pod=pod: probe(pod, "readinessProbe") == 200, "a worker did not become ready")
+        command = ["predict", "--model=digits", "--input=rows.csv", "--no-header", "--rows-per-job=1", "--output=answers.csv"]
+        environment = {"INFERQ_BROKER__URI": broker["uri"], "INFERQ_TOPOLOGY__PREFIX": "down"}
+        producer = subprocess.Popen([INFERQ, *command], env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        (first, leaving), _ = workers
+        wait_until(lambda: jobs_done(first) > 0, "the worker got no jobs")
+        midway = producer.poll() is None
+        leaving.send_signal(signal.SIGTERM)
+        ended = leaving.wait(first["spec"]["terminationGracePeriodSeconds"])
+        said = producer.communicate(timeout=PATIENCE)[1]
+    finally:
+        for _, worker in workers:
+            worker.kill()
+            worker.wait()
+
+    assert midway and ended == 0 and producer.returncode == 0, said
+    assert len((tmp_path / "answers.csv").read_text().splitlines()) == 1 + rows
+    assert f"{rows} rows in {rows} jobs, 0 rows failed" in said
 
 
 def test_what_keda_would_ask_is_answered_with_ready_and_unacked_jobs(broker):
