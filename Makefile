@@ -1,9 +1,11 @@
 # Everything here sets up what it needs: a Rust toolchain, git and make are enough on Debian and Ubuntu.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-brokers bench bench-growth bench-batching bench-scaling bench-smoke chaos drains soak fuzz lint models clean
+.PHONY: help setup build demo test test-brokers chart chart-docs chart-golden image-check bench bench-growth bench-batching bench-scaling bench-smoke chaos drains soak fuzz lint models clean
 
 TRAIN := target/train
 FUZZ_SECONDS ?= 60
+# Nothing is written beside the tests.
+PYTEST := .deps/python/bin/python -B -m pytest -q -p no:cacheprovider
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,7 +23,23 @@ demo: build ## Run a broker, a worker and a producer, and show what they do
 test: setup ## Run all tests against private brokers
 	tests/scripts/broker_test
 	cargo test --locked
+	$(MAKE) --no-print-directory chart
 	$(MAKE) --no-print-directory bench-smoke
+
+# A release of the chart runs here as well, with the binary that the tests build. `helm` is used if it is on the PATH.
+chart: setup ## Test the Helm chart and lint the Dockerfile
+	cargo build --locked
+	$(PYTEST) tests/chart
+
+chart-docs: setup ## Write the table of helm/inferq/README.md anew from values.yaml
+	.deps/python/bin/python scripts/chart-readme
+
+chart-golden: setup ## Record anew what the examples of the chart render to
+	INFERQ_TEST_GOLDEN=renew $(PYTEST) tests/chart -k render_as_recorded
+
+# IMAGE=cuda builds the one for GPUs too, and fetches 1.6 GB for it.
+image-check: ## Build the image without a Docker engine and run it (root, Debian, 10 minutes)
+	scripts/image-check $(IMAGE)
 
 bench: setup ## Measure inferq beside the floor and what one would write instead; 40 minutes
 	benches/run --repeats 5 --json target/bench.json
@@ -74,7 +92,7 @@ fuzz: ## Fuzz each decoder for FUZZ_SECONDS (60); needs cargo-fuzz
 		  || exit 1; \
 	done
 
-lint: ## Check format, lints, documentation, dependencies, scripts and the tree
+lint: ## Check format, lints, documentation, dependencies, scripts, the Dockerfile and the tree
 	@scripts/setup lint
 	cargo fmt --all --check
 	cargo clippy --locked --all-targets -- -D warnings
@@ -82,6 +100,8 @@ lint: ## Check format, lints, documentation, dependencies, scripts and the tree
 	scripts/check-dependencies
 	scripts/check-scripts
 	scripts/check-tree
+	.deps/python/bin/hadolint --failure-threshold info Dockerfile
+	.deps/python/bin/python scripts/chart-readme --check
 
 models: ## Train the models of models/ anew (CPython 3.11 on x86_64)
 	python3.11 -m venv $(TRAIN)

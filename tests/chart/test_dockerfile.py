@@ -1,6 +1,5 @@
 """Can the Dockerfile be what it seems? `make image-check` builds and runs it; this is what takes a second."""
 
-import fnmatch
 import json
 import re
 import subprocess
@@ -107,7 +106,9 @@ def ignored(path: Path) -> bool:
     for line in (ROOT / ".dockerignore").read_text().splitlines():
         if line and not line.startswith("#"):
             keep, pattern = line.startswith("!"), line.removeprefix("!")
-            if any(fnmatch.fnmatchcase(str(part), pattern.replace("**/", "*")) for part in [path, *path.parents][:-1]):
+            # A star stops at a slash, two of them do not.
+            expression = re.escape(pattern).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*")
+            if any(re.fullmatch(expression, str(part)) for part in [path, *path.parents][:-1]):
                 verdict = not keep
     return verdict
 
