@@ -304,7 +304,7 @@ def test_bodies_may_take_half_of_the_memory_limit(limit, expected):
     assert configuration(objects)["limits"]["memory_bytes"] == expected
 
 
-def test_a_pool_on_a_gpu_gets_the_gpu_its_image_and_its_pace():
+def test_a_pool_on_a_gpu_gets_the_gpu_and_its_image():
     gpu = {"models": ["resnet"], "device": "cuda", "autoscaling": {"mode": "keda"}}
 
     objects = render(merged(KEDA, {"pools": {"default": None, "gpu": gpu}}))
@@ -317,7 +317,7 @@ def test_a_pool_on_a_gpu_gets_the_gpu_its_image_and_its_pace():
     assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
     assert configuration(objects)["worker"]["device"] == "cuda:0"
     behavior = one(objects, "ScaledObject")["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
-    assert behavior == VALUES["poolDefaults"]["autoscaling"]["behavior"]["cuda"]
+    assert behavior == VALUES["poolDefaults"]["autoscaling"]["behavior"]
     # The hooks run nothing on it.
     assert one(objects, "Job")["spec"]["template"]["spec"]["containers"][0]["image"].endswith(":0.1.0")
 
@@ -505,7 +505,7 @@ SCHEMA_FAULTS = [
     at("pools.default.autoscaling.mode", "vpa"),
     at("pools.default.autoscaling.keda.jobs.perReplica", 0),
     at("pools.default.autoscaling.keda.protocol", "amqp"),
-    at("pools.default.autoscaling.behavior.cpu.scaleUp.policies", []),
+    at("pools.default.autoscaling.behavior.scaleUp.policies", []),
     at("pools.default.modelRepository.source", "s3"),
     at("pools.default.resources.limits", {"memory": "2 GB"}),
     at("pools.default.podDisruptionBudget.minAvailable", "half"),
