@@ -22,6 +22,7 @@ pub mod latency;
 mod mailbox;
 mod pending;
 mod session;
+mod timing;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,8 +38,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use self::array::Element;
 pub use self::mailbox::{Letter, Mailbox};
+pub use self::pending::Strays;
 use self::pending::{Number, Pending};
 use self::session::{Dial, Keeper, Session, State};
+pub use self::timing::Timing;
+use self::timing::{STAMP_MS, Stamp};
 use crate::broker::BrokerError;
 use crate::broker::topology::Names;
 use crate::config::{BrokerConfig, Config, ConfigError};
@@ -46,6 +50,7 @@ use crate::wire::error::WireError;
 use crate::wire::request::{RequestEncoding, RequestedOutput, encode_request};
 use crate::wire::status::Status;
 use crate::wire::tensor::{Datatype, Tensor};
+use crate::wire::{Encoded, JSON_BYTES_HEADER};
 
 /// A connected producer. Clones are the same client.
 ///
@@ -116,10 +121,15 @@ pub struct Job {
     pub inputs: Vec<Tensor>,
     /// Names of the outputs wanted; none means all.
     pub outputs: Vec<String>,
-    /// Asks the worker how it spent the time, and in how big a batch.
+    /// A body that was encoded before, in any of the contract's encodings, in the place of `inputs` and `outputs`: whoever
+    /// sends the same rows again and again encodes them once.
+    pub encoded: Option<Encoded>,
+    /// Asks the worker how it spent the time, and in how big a batch: see [`Answer::timing`].
     pub timing: bool,
     /// How long an answer is of use; `None` is [`Options::answer_timeout`] for a call, and for ever for a mailbox.
     pub timeout: Option<Duration>,
+    /// By when a worker must have done it, if that is sooner: what comes too late is refused, and the refusal is waited for.
+    pub deadline: Option<Duration>,
     /// The broker's: the higher ones of a queue first. Older brokers know two of them, and begin the higher at 5.
     pub priority: Option<u8>,
     /// Whether job and reply survive a restart of the broker; always, for a mailbox.
@@ -150,6 +160,8 @@ pub struct Answer {
     pub latency: Duration,
     /// Rows of the batch that the job ran in; only if the job asked for timing.
     pub batch_rows: Option<u64>,
+    /// Where the time went; only if the job asked for it.
+    pub timing: Option<Timing>,
 }
 
 impl Client {
@@ -229,7 +241,7 @@ impl Client {
         let _room = shared.room.acquire().await;
         job.persistent = true;
         let mailbox = short("the name of a mailbox", mailbox)?;
-        let (properties, body) = encode(&job, job.timeout);
+        let (properties, body, _) = encode(&job, job.timeout);
         let made_up = shared.pending.id(shared.number.fetch_add(1, Ordering::Relaxed));
         let properties = identified(properties, &job, made_up)?.with_reply_to(mailbox.clone());
         let id = properties.message_id().as_ref().map(ToString::to_string);
@@ -256,6 +268,11 @@ impl Client {
         Mailbox::open(self.clone(), name).await
     }
 
+    /// Replies that nobody was waiting for, so far.
+    pub fn strays(&self) -> Strays {
+        self.shared.pending.strays()
+    }
+
     /// Disconnects. Calls under way end in [`CallError::Lost`].
     pub async fn close(self) {
         self.shared.closed.cancel();
@@ -270,19 +287,22 @@ impl Shared {
     /// Publishes until there is an answer: again on every new connection, and with the same ids.
     async fn answer(&self, job: Job, timeout: Duration) -> Result<Answer, CallError> {
         let number = self.number.fetch_add(1, Ordering::Relaxed);
-        let (properties, body) = encode(&job, Some(timeout));
+        let (properties, body, unstamped) = encode(&job, Some(timeout));
         let id = self.pending.id(number);
         let properties = identified(properties, &job, id.clone())?.with_correlation_id(id);
         let _expected = Expected {
             pending: &self.pending,
             number,
         };
-        let sent = Instant::now();
+        let stamp = Stamp {
+            sent: Instant::now(),
+            unstamped,
+        };
         let mut tries = Tries::default();
         loop {
             let session = self.session().await?;
             tries.on(&session)?;
-            let answer = self.pending.expect(number, &job.model, sent);
+            let answer = self.pending.expect(number, &job.model, stamp);
             let addressed = properties.clone().with_reply_to(session.reply_to.clone());
             if let Err(error) = session.publish(number, &job.model, &body, addressed).await {
                 tries.failed(error.to_string()).await;
@@ -359,31 +379,18 @@ impl Tries {
     }
 }
 
-/// What a job is published with, but for its ids and where its reply goes.
-fn encode(job: &Job, timeout: Option<Duration>) -> (BasicProperties, Bytes) {
-    let requested = job
-        .outputs
-        .iter()
-        .cloned()
-        .map(|name| RequestedOutput { name, binary: None });
-    let requested: Vec<_> = requested.collect();
-    let encoded = encode_request(RequestEncoding::MsgPack, None, &job.inputs, &requested);
-    let mut headers = FieldTable::default();
-    let mut text = |name: &str, value: &Option<String>| {
-        if let Some(value) = value {
-            headers.insert(name.into(), AMQPValue::LongString(value.as_str().into()));
-        }
-    };
-    text("inferq-model-version", &job.version);
-    text("traceparent", &job.traceparent);
-    text("tracestate", &job.tracestate);
+/// What a job is published with, but for its ids and where its reply goes; and what its stamp leaves out of the time.
+fn encode(job: &Job, timeout: Option<Duration>) -> (BasicProperties, Bytes, Duration) {
+    let encoded = job.encoded.clone().unwrap_or_else(|| {
+        let requested = job.outputs.iter().cloned();
+        let requested: Vec<_> = requested.map(|name| RequestedOutput { name, binary: None }).collect();
+        encode_request(RequestEncoding::MsgPack, None, &job.inputs, &requested)
+    });
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    if let Some(timeout) = timeout {
-        let deadline = i64::try_from(now.saturating_add(timeout).as_millis()).unwrap_or(i64::MAX);
-        headers.insert("inferq-deadline".into(), AMQPValue::LongLongInt(deadline));
-    }
-    if job.timing {
-        headers.insert("inferq-timing".into(), AMQPValue::Boolean(true));
+    let mut headers = headers(job, now, timeout);
+    if let Some(bytes) = encoded.json_bytes {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        headers.insert(JSON_BYTES_HEADER.into(), AMQPValue::LongLongInt(bytes));
     }
     let mut properties = BasicProperties::default()
         .with_content_type(encoded.content_type.into())
@@ -396,7 +403,34 @@ fn encode(job: &Job, timeout: Option<Duration>) -> (BasicProperties, Bytes) {
     if job.persistent {
         properties = properties.with_delivery_mode(PERSISTENT);
     }
-    (properties, encoded.body)
+    let unstamped = Duration::from_nanos(u64::from(now.subsec_nanos() % 1_000_000));
+    (properties, encoded.body, unstamped)
+}
+
+fn headers(job: &Job, now: Duration, timeout: Option<Duration>) -> FieldTable {
+    let mut headers = FieldTable::default();
+    let mut text = |name: &str, value: &Option<String>| {
+        if let Some(value) = value {
+            headers.insert(name.into(), AMQPValue::LongString(value.as_str().into()));
+        }
+    };
+    text("inferq-model-version", &job.version);
+    text("traceparent", &job.traceparent);
+    text("tracestate", &job.tracestate);
+    if let Some(timeout) = timeout.into_iter().chain(job.deadline).min() {
+        let deadline = now.saturating_add(timeout);
+        headers.insert("inferq-deadline".into(), AMQPValue::LongLongInt(millis(deadline)));
+    }
+    if job.timing {
+        headers.insert("inferq-timing".into(), AMQPValue::Boolean(true));
+        // AMQP's own timestamp has whole seconds.
+        headers.insert(STAMP_MS.into(), AMQPValue::LongLongInt(millis(now)));
+    }
+    headers
+}
+
+fn millis(since_1970: Duration) -> i64 {
+    i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// With the job's own identity, or else a made-up one.

@@ -1,6 +1,6 @@
 //! The calls that wait for an answer, by number. Pure but for its lock, which nobody holds while waiting.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -8,10 +8,11 @@ use lapin::message::{BasicReturnMessage, Delivery};
 use lapin::types::{AMQPValue, ShortString};
 use lapin::{BasicProperties, Confirmation};
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 
+use super::timing::{Stamp, Timing, number};
 use super::{Answer, CallError};
 use crate::wire::Encoding;
+use crate::wire::JSON_BYTES_HEADER;
 use crate::wire::reply::{Reply, decode_reply};
 
 /// Number of a call; with the client's prefix before it, the id of its job.
@@ -23,13 +24,30 @@ pub type Answered = oneshot::Receiver<Result<Answer, CallError>>;
 pub struct Pending {
     /// What all ids of a client begin with: the workers' dead letters must tell producers apart.
     id_prefix: String,
-    calls: Mutex<HashMap<Number, Waiting>>,
+    calls: Mutex<Calls>,
+}
+
+#[derive(Default)]
+struct Calls {
+    waiting: HashMap<Number, Waiting>,
+    /// The last ones that were given up before an answer came.
+    given_up: BTreeSet<Number>,
+    strays: Strays,
 }
 
 struct Waiting {
     model: String,
-    sent: Instant,
+    stamp: Stamp,
     answered: oneshot::Sender<Result<Answer, CallError>>,
+}
+
+/// Replies that nobody was waiting for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Strays {
+    /// Second copies of a reply, as there are where delivery is at least once.
+    pub copies: u64,
+    /// Replies to calls that had been given up.
+    pub late: u64,
 }
 
 impl Pending {
@@ -44,36 +62,58 @@ impl Pending {
         format!("{}{number}", self.id_prefix).into()
     }
 
-    /// Expects an answer for a job that is about to be published; `sent` is when that was tried first.
-    pub fn expect(&self, number: Number, model: &str, sent: Instant) -> Answered {
+    /// Expects an answer for a job that is about to be published; `stamp` is from when that was tried first.
+    pub fn expect(&self, number: Number, model: &str, stamp: Stamp) -> Answered {
         let (answered, answer) = oneshot::channel();
         let waiting = Waiting {
             model: model.to_owned(),
-            sent,
+            stamp,
             answered,
         };
-        self.lock().insert(number, waiting);
+        self.lock().waiting.insert(number, waiting);
         answer
     }
 
+    /// Nobody waits for this call any more; one that was answered is forgotten already.
     pub fn forget(&self, number: Number) {
-        self.lock().remove(&number);
+        let mut calls = self.lock();
+        if calls.waiting.remove(&number).is_some() {
+            calls.given_up.insert(number);
+            if calls.given_up.len() > GIVEN_UP_MAX {
+                calls.given_up.pop_first();
+            }
+        }
     }
 
     /// Has every job sent again.
     pub fn all_again(&self) {
-        self.lock().clear();
+        self.lock().waiting.clear();
     }
 
-    /// What no caller waits for is a second copy, or too late: both are dropped.
+    pub fn strays(&self) -> Strays {
+        self.lock().strays
+    }
+
+    /// What no caller waits for is a second copy, or too late: both are counted and dropped.
     pub fn reply(&self, delivery: Delivery) {
-        if let Some(number) = self.number_of(delivery.properties.correlation_id().as_ref()) {
-            self.end(number, |waiting| {
-                read(&delivery.properties, delivery.data).map(|answer| Answer {
-                    latency: waiting.sent.elapsed(),
-                    ..answer
-                })
-            });
+        let Some(number) = self.number_of(delivery.properties.correlation_id().as_ref()) else {
+            return;
+        };
+        let (properties, body) = (delivery.properties, delivery.data);
+        let was_awaited = self.end(number, |waiting| {
+            read(&properties, body).map(|answer| Answer {
+                latency: waiting.stamp.sent.elapsed(),
+                timing: answer.timing.map(|timing| timing.after(waiting.stamp)),
+                ..answer
+            })
+        });
+        if !was_awaited {
+            let mut calls = self.lock();
+            if calls.given_up.remove(&number) {
+                calls.strays.late += 1;
+            } else {
+                calls.strays.copies += 1;
+            }
         }
     }
 
@@ -85,7 +125,8 @@ impl Pending {
             Ok(Confirmation::Nack(None)) => {
                 self.end(number, |waiting| Err(CallError::QueueFull(waiting.model.clone())));
             }
-            Err(_) => self.forget(number),
+            // Its caller is told by the drop, and sends it again.
+            Err(_) => drop(self.lock().waiting.remove(&number)),
         }
     }
 
@@ -99,16 +140,17 @@ impl Pending {
         id?.as_str().strip_prefix(&self.id_prefix)?.parse().ok()
     }
 
-    fn end(&self, number: Number, outcome: impl FnOnce(&Waiting) -> Result<Answer, CallError>) {
-        let waiting = self.lock().remove(&number);
-        if let Some(waiting) = waiting {
-            let outcome = outcome(&waiting);
-            // Whoever called may have stopped waiting.
-            let _ = waiting.answered.send(outcome);
-        }
+    /// Ends a call; false if nobody was waiting for it.
+    fn end(&self, number: Number, outcome: impl FnOnce(&Waiting) -> Result<Answer, CallError>) -> bool {
+        let waiting = self.lock().waiting.remove(&number);
+        let Some(waiting) = waiting else { return false };
+        let outcome = outcome(&waiting);
+        // Whoever called may have stopped waiting.
+        let _ = waiting.answered.send(outcome);
+        true
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Number, Waiting>> {
+    fn lock(&self) -> MutexGuard<'_, Calls> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -116,14 +158,8 @@ impl Pending {
 /// What a reply says. Nobody here knows how long it took.
 pub fn read(properties: &BasicProperties, body: Vec<u8>) -> Result<Answer, CallError> {
     let content_type = properties.content_type().as_ref().map(ShortString::as_str);
-    let encoding = Encoding::of(content_type, None).map_err(CallError::Reply)?;
-    let batch_rows = properties
-        .headers()
-        .as_ref()
-        .and_then(|headers| match headers.inner().get("inferq-batch-rows") {
-            Some(AMQPValue::LongLongInt(rows)) => u64::try_from(*rows).ok(),
-            _ => None,
-        });
+    let json_bytes = header(properties, JSON_BYTES_HEADER).and_then(number);
+    let encoding = Encoding::of(content_type, json_bytes).map_err(CallError::Reply)?;
     match decode_reply(&encoding, Bytes::from(body)).map_err(CallError::Reply)? {
         Reply::Error { error, code } => Err(CallError::Refused { code, error }),
         Reply::Result {
@@ -132,13 +168,27 @@ pub fn read(properties: &BasicProperties, body: Vec<u8>) -> Result<Answer, CallE
             model_version,
             outputs,
             latency: std::time::Duration::ZERO,
-            batch_rows,
+            batch_rows: header(properties, "inferq-batch-rows")
+                .and_then(number)
+                .and_then(|rows| u64::try_from(rows).ok()),
+            timing: Timing::of(|name| header(properties, name)),
         }),
     }
 }
 
+fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<&'a AMQPValue> {
+    properties.headers().as_ref()?.inner().get(name)
+}
+
+/// Calls given up whose answers are told from second copies: more than are under way at a time.
+const GIVEN_UP_MAX: usize = 100_000;
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+
     use super::*;
     use crate::wire::reply::encode_error;
     use crate::wire::status::Status;
@@ -152,6 +202,13 @@ mod tests {
         delivery
     }
 
+    fn stamp() -> Stamp {
+        Stamp {
+            sent: Instant::now(),
+            unstamped: Duration::ZERO,
+        }
+    }
+
     fn refusal(pending: &Pending, number: Number) -> Delivery {
         let encoded = encode_error(&Encoding::MsgPack, Status::NotFound, "no version 7");
         delivery(pending, number, encoded.content_type, &encoded.body)
@@ -160,8 +217,8 @@ mod tests {
     #[test]
     fn an_error_reply_keeps_its_code_and_its_words_and_ends_its_own_call_only() {
         let pending = Pending::new();
-        let mut one = pending.expect(1, "m", Instant::now());
-        let mut other = pending.expect(2, "m", Instant::now());
+        let mut one = pending.expect(1, "m", stamp());
+        let mut other = pending.expect(2, "m", stamp());
 
         pending.reply(refusal(&pending, 1));
 
@@ -173,7 +230,7 @@ mod tests {
     #[test]
     fn a_second_copy_and_a_reply_for_another_client_are_dropped() {
         let (pending, stranger) = (Pending::new(), Pending::new());
-        let mut answer = pending.expect(1, "m", Instant::now());
+        let mut answer = pending.expect(1, "m", stamp());
 
         pending.reply(refusal(&stranger, 1));
         let untouched = answer.try_recv().is_err();
@@ -182,6 +239,23 @@ mod tests {
 
         assert!(untouched);
         assert!(answer.try_recv().unwrap().is_err());
+        assert_eq!(pending.strays(), Strays { copies: 1, late: 0 });
+    }
+
+    #[test]
+    fn a_reply_to_a_call_that_was_given_up_is_late_and_no_copy() {
+        let pending = Pending::new();
+        for number in 1..=2 {
+            drop(pending.expect(number, "m", stamp()));
+            pending.forget(number);
+        }
+
+        pending.reply(refusal(&pending, 2));
+        let late = pending.strays();
+        pending.reply(refusal(&pending, 2));
+
+        assert_eq!(late, Strays { copies: 0, late: 1 });
+        assert_eq!(pending.strays(), Strays { copies: 1, late: 1 });
     }
 
     #[test]
@@ -198,8 +272,8 @@ mod tests {
     #[test]
     fn a_job_that_was_refused_ends_its_call_and_one_that_was_lost_is_sent_again() {
         let pending = Pending::new();
-        let mut refused = pending.expect(1, "m", Instant::now());
-        let mut lost = pending.expect(2, "m", Instant::now());
+        let mut refused = pending.expect(1, "m", stamp());
+        let mut lost = pending.expect(2, "m", stamp());
 
         pending.confirmed(1, Ok(Confirmation::Nack(None)));
         pending.confirmed(2, Err(lapin::ErrorKind::InvalidChannel(1).into()));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream;
-use inferq::client::{CallError, Client, Job, Options};
+use inferq::client::{CallError, Client, Job, Options, Strays};
 use inferq::config::Config;
 use inferq::wire::status::Status;
 use inferq::wire::tensor::Tensor;
@@ -79,6 +79,12 @@ async fn an_array_is_answered_with_an_array_and_errors_have_their_types() {
     assert_eq!(pinned.model_version, "1");
     assert_eq!(pinned.outputs, [Tensor::fp32("y", &[1, 4], &[15.0; 4])]);
     assert_eq!(pinned.batch_rows, Some(1));
+    let timing = pinned.timing.expect("it was asked for");
+    assert!(timing.queue.is_some(), "the job has a stamp");
+    assert!(
+        timing.wait + timing.infer <= timing.total && timing.total <= pinned.latency,
+        "{timing:?}"
+    );
     assert!(matches!(other_type, Err(CallError::Datatype { .. })), "{other_type:?}");
     let misshapen = misshapen.expect_err("three columns");
     assert_eq!(misshapen.status(), Some(Status::InvalidArgument), "{misshapen}");
@@ -118,17 +124,29 @@ async fn a_call_that_nobody_answers_ends_in_its_time_and_one_on_a_closed_client_
 
 #[tokio::test]
 async fn ten_thousand_calls_at_once_on_one_client_each_get_their_own_answer() {
+    const CALLS: u16 = 10_000;
     let scene = Scene::new();
-    let worker = scene.worker("affine").start().await;
-    let client = client(&scene, Options::default()).await;
+    scene.declare("affine").await;
+    let options = Options {
+        in_flight_max: CALLS.into(),
+        ..Options::default()
+    };
+    let client = client(&scene, options).await;
 
-    let calls = (0..10_000).map(|number| client.call(job(number)));
-    let answers = within("all answers", futures_util::future::join_all(calls)).await;
+    let calls = (0..CALLS).map(|number| client.call(job(number)));
+    let calls = futures_util::future::join_all(calls);
+    let worker = async {
+        // All of them are under way before anybody answers.
+        scene.until_waiting(&scene.queue("affine"), CALLS.into()).await;
+        scene.worker("affine").start().await
+    };
+    let (answers, worker) = within("all answers", async { tokio::join!(calls, worker) }).await;
     worker.drain().await;
 
     for (number, answered) in (0..).zip(answers) {
         assert_eq!(answered.expect("an answer").outputs, [answer(number)], "{number}");
     }
+    assert_eq!(client.strays(), Strays::default());
 }
 
 #[tokio::test]
