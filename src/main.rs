@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use inferq::cli::Cli;
+use inferq::cli::bench::ArgumentFault;
 use inferq::config::ConfigError;
 use inferq::worker::onnx::TELEMETRY_OFF;
 
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // `eprintln!` would panic where standard error cannot be written.
             let _ = writeln!(std::io::stderr(), "inferq: {}", inferq::error::chain(error.as_ref()));
-            ExitCode::from(if error.is::<ConfigError>() {
+            ExitCode::from(if error.is::<ConfigError>() || error.is::<ArgumentFault>() {
                 BAD_CONFIGURATION
             } else {
                 FATAL

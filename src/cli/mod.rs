@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand.
 
+pub mod bench;
 pub mod config;
 pub mod dead;
 pub mod engine;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use self::bench::BenchArgs;
 use self::config::ConfigArgs;
 use self::dead::DeadArgs;
 use self::engine::EngineArgs;
@@ -46,6 +48,10 @@ enum Command {
     // Its --version is the model's.
     #[command(disable_version_flag = true, after_help = predict::HELP)]
     Predict(PredictArgs),
+    /// Put load on workers, at a rate or as fast as possible, and measure how they answer it
+    // Its --version is the model's.
+    #[command(disable_version_flag = true, after_help = bench::HELP)]
+    Bench(BenchArgs),
     /// What is in the model repository, and whether it is fit to be served
     Models(ModelsArgs),
     /// The exchanges and queues on the broker: make them, compare them, write them down
@@ -116,6 +122,7 @@ impl Cli {
         match self.command {
             Command::Worker => worker::run(self.settings.load()?.config),
             Command::Predict(args) => predict::run(&args, &self.settings.load()?.config),
+            Command::Bench(args) => bench::run(&args, &self.settings.load()?.config, &mut out),
             Command::Models(args) => {
                 let config = self.settings.load()?.config;
                 let mut runtime = None;

@@ -6,8 +6,8 @@ mod answers;
 mod cells;
 mod failures;
 mod npy;
-mod rows;
-mod table;
+pub(super) mod rows;
+pub(super) mod table;
 mod tally;
 mod target;
 

@@ -57,7 +57,7 @@ impl Deviation {
 }
 
 /// The elements of a tensor, each as its bytes. `None` if `data` is not made of whole elements.
-pub(super) fn elements(datatype: Datatype, data: &[u8]) -> Option<Vec<&[u8]>> {
+pub(crate) fn elements(datatype: Datatype, data: &[u8]) -> Option<Vec<&[u8]>> {
     if let Some(bytes) = datatype.element_bytes() {
         return data
             .len()
@@ -75,7 +75,7 @@ pub(super) fn elements(datatype: Datatype, data: &[u8]) -> Option<Vec<&[u8]>> {
 }
 
 /// Finds the worst element; `None` if there are none. Elements without a counterpart are the caller's to refuse.
-pub(super) fn worst(datatype: Datatype, expected: &[&[u8]], got: &[&[u8]], tolerance: Tolerance) -> Option<Deviation> {
+pub(crate) fn worst(datatype: Datatype, expected: &[&[u8]], got: &[&[u8]], tolerance: Tolerance) -> Option<Deviation> {
     let mut worst: Option<(f64, Deviation)> = None;
     for (element, (expected, got)) in expected.iter().zip(got).enumerate() {
         let (deviation, allowed) = deviation(datatype, expected, got, tolerance);

@@ -3,7 +3,7 @@
 
 pub mod batching;
 pub mod capacity;
-mod compare;
+pub(crate) mod compare;
 pub mod digest;
 pub mod golden;
 mod probe_rows;
