@@ -194,10 +194,19 @@ impl Worker {
 
     /// Holds the worker still for as long as `meanwhile` takes, so that it does not outrun slow commands such as `rabbitmqctl`.
     pub fn held_still<T>(&self, meanwhile: impl FnOnce() -> T) -> T {
-        self.signal(Signal::STOP);
+        self.hold();
         let done = meanwhile();
-        self.signal(Signal::CONT);
+        self.go_on();
         done
+    }
+
+    /// Holds the worker still until [`Worker::go_on`].
+    pub fn hold(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub fn go_on(&self) {
+        self.signal(Signal::CONT);
     }
 
     fn signal(&self, signal: Signal) {
