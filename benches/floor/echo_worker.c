@@ -3,7 +3,7 @@
  *     echo_worker URI QUEUE PREFETCH BATCH_MAX
  *
  * For each job it publishes a reply of 120 bytes to the job's `reply_to`, mandatory, with the properties and headers of
- * an inferq reply. It drains what has arrived (up to BATCH_MAX), publishes all of it, waits until every reply is
+ * an inferq reply, and the same result of ten zeros for every job, which a client can read. It drains what has arrived (up to BATCH_MAX), publishes all of it, waits until every reply is
  * confirmed and acks the batch with one frame: the guarantee of inferq. Like inferq it declares its queue, and has one
  * connection to consume and one to publish.
  *
@@ -43,7 +43,10 @@ static void declare(amqp_connection_state_t connection, const char *queue) {
 }
 
 static void publish_reply(amqp_connection_state_t publishing, const amqp_basic_properties_t *job) {
-  static char body[REPLY_BYTES];
+  /* {"model_name": "m", "model_version": "1", "outputs": [{"name": "prob", "datatype": "FP32", "shape": [1, 10],
+   * "data": bin}]} */
+  static char body[REPLY_BYTES] = "\x83\xaamodel_name\xa1m\xadmodel_version\xa1" "1\xa7outputs\x91"
+                                  "\x84\xa4name\xa4prob\xa8" "datatype\xa4" "FP32\xa5shape\x92\x01\x0a\xa4" "data\xc4\x28";
   amqp_table_entry_t headers[] = {text_entry("inferq-status", "OK"), text_entry("inferq-model-version", "1")};
   amqp_basic_properties_t reply = {
       ._flags = AMQP_BASIC_CONTENT_TYPE_FLAG | AMQP_BASIC_HEADERS_FLAG | AMQP_BASIC_DELIVERY_MODE_FLAG |

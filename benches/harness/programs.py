@@ -41,6 +41,7 @@ class Programs:
         self.echo_worker, self.load = build_c("echo_worker"), build_c("load", "-lm")
         rust = build_rust(profile)
         self.inferq, self.ort_alone, self.plain_lapin = rust["inferq"], rust["ort_alone"], rust["plain_lapin"]
+        self.client_calls = rust["client_calls"]
         self.answers = self.answers_of(MODEL)
 
     def answers_of(self, model: Path) -> Path:
@@ -73,7 +74,7 @@ def build_rust(profile: str) -> dict[str, Path]:
     if not ONNX_RUNTIME.exists():
         fail("ONNX Runtime is not there; please run: make setup")
     command = ["cargo", "build", "--locked", "--profile", profile, "--message-format=json-render-diagnostics"]
-    command += ["--bin=inferq", "--bench=ort_alone", "--bench=plain_lapin"]
+    command += ["--bin=inferq", "--bench=ort_alone", "--bench=plain_lapin", "--bench=client_calls"]
     output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
     messages = map(json.loads, output.splitlines())
     return {m["target"]["name"]: Path(m["executable"]) for m in messages if m.get("executable")}
