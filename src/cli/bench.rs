@@ -52,7 +52,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "VERSION")]
     version: Option<String>,
 
-    /// Jobs a second, whatever the answers: 500, a ramp 100..2000, or stages 100@10s,100..2000@1m [default: as fast as possible]
+    /// Jobs a second: 500, a ramp 100..2000, or stages 100@10s,100..2000@1m [default: as fast as possible]
     #[arg(long, value_name = "RATE", help_heading = "Load")]
     rate: Option<Rates>,
     /// How jobs at a rate lie in time
@@ -80,10 +80,10 @@ pub struct BenchArgs {
     /// Form of the body
     #[arg(long, value_name = "KIND", default_value = "msgpack", help_heading = "Jobs")]
     body: BodyKind,
-    /// Rows to send, over and over: .npy or .csv [default: made up as the model repository says what the model takes]
+    /// Rows to send over and over: .npy or .csv [default: made up for the model]
     #[arg(long, value_name = "FILE", conflicts_with = "shapes", help_heading = "Jobs")]
     input: Option<PathBuf>,
-    /// Shape of one row, such as 64 or 3,224,224, instead of what the model repository says; ids=12 if inputs have names
+    /// Shape of one row, such as 64 or 3,224,224 or ids=12 [default: as the model repository says]
     #[arg(long = "shape", value_name = "[INPUT=]N,...", help_heading = "Jobs")]
     shapes: Vec<ForInput<RowShape>>,
     /// Datatype that goes with --shape or with a .csv [default: FP32]
@@ -514,6 +514,24 @@ mod tests {
             deadline("--model m --find-capacity --p99-ms 5 --deadline-ms 30"),
             Some(30)
         );
+    }
+
+    #[test]
+    fn the_accepted_wait_is_the_goal_unless_it_is_told() {
+        let goal = |more: &str| {
+            args(&format!("--model m --find-capacity --p99-ms 50 {more}"))
+                .goal()
+                .unwrap()
+        };
+        let ms = Duration::from_millis;
+
+        assert_eq!((goal("").accepted_wait, goal("").replicas), (ms(50), None));
+        let told = goal("--accepted-wait-ms 7000 --replicas 3");
+        assert_eq!(
+            (told.p99, told.accepted_wait, told.replicas),
+            (ms(50), ms(7_000), Some(3))
+        );
+        assert!(args("--model m").goal().is_none());
     }
 
     #[test]

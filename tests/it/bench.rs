@@ -447,7 +447,8 @@ async fn a_goal_that_no_rate_can_meet_is_said_to_be_out_of_reach() {
     let ran = bench(&scene, &format!("--model slow {goal}")).await;
     worker.drain().await;
 
-    let table = ran.failed();
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let table = &ran.stdout;
     assert!(
         ran.stderr
             .contains("inferq: the goal of 1 ms is met at no rate: even at 50.0 jobs/s "),
@@ -482,7 +483,7 @@ async fn what_cannot_be_measured_is_refused_in_one_sentence() {
     refuses("--model two-heads", 1, &missing).await;
     let misshapen = [
         "does not answer a first job",
-        "INVALID_ARGUMENT: input `x`: shape [1,3] came",
+        "INVALID_ARGUMENT: input `x`: shape [1, 3] came",
     ];
     refuses("--model affine --shape 3", 1, &misshapen).await;
     refuses("--model affine --version 9 --shape 4", 1, &["NOT_FOUND", "version `9`"]).await;

@@ -19,7 +19,7 @@ use super::mix::Mix;
 use super::rates::Stage;
 use super::schedule::{Schedule, Spacing};
 use super::tally::{Checked, Done, Ending, Tally, Window};
-use crate::client::{Client, Job};
+use crate::client::{Client, Job, Strays};
 
 /// What load to put on the workers.
 #[derive(Debug, Clone)]
@@ -136,16 +136,14 @@ pub async fn drive(
     (tally, lasted)
 }
 
-fn strays(clients: &[Client]) -> crate::client::Strays {
-    clients
-        .iter()
-        .map(Client::strays)
-        .fold(Default::default(), |sum: crate::client::Strays, one| {
-            crate::client::Strays {
-                copies: sum.copies + one.copies,
-                late: sum.late + one.late,
-            }
-        })
+fn strays(clients: &[Client]) -> Strays {
+    let mut sum = Strays::default();
+    for client in clients {
+        let one = client.strays();
+        sum.copies += one.copies;
+        sum.late += one.late;
+    }
+    sum
 }
 
 /// Where each producer takes its jobs from.

@@ -142,26 +142,24 @@ impl Run<'_> {
     async fn search(&self, clients: &[Client], goal: Goal, stops: &Stops) -> Measured {
         let mut search = Search::from(first_rate(&self.load));
         let mut steps = Vec::new();
-        let mut best: Option<(f64, Measured)> = None;
-        let mut last = None;
+        let mut capacity = None;
+        let mut kept = Measured::nothing(&self.load, self.jobs.targets.len());
         while let Some(rate) = search.next() {
             let load = self.step(rate);
             let (tally, lasted) = self.drive(clients, &load, stops).await;
-            let limit = tally.step(goal.p99).limit();
-            let p99_ms = tally.parts.whole.quantile_ms(0.99);
             let measured = Measured {
                 tally,
                 load,
                 lasted,
-                interrupted: stops.sending.is_cancelled(),
-                capacity: None,
+                ..Measured::nothing(&self.load, 0)
             };
-            if measured.interrupted || measured.tally.counts.wrong > 0 {
-                // Of wrong answers nobody wants to know how many there can be.
-                best = best.filter(|_| measured.interrupted);
-                last = Some(measured);
+            if stops.sending.is_cancelled() {
+                kept = if capacity.is_some() { kept } else { measured };
+                kept.interrupted = true;
                 break;
             }
+            let limit = measured.tally.step(goal.p99).limit();
+            let p99_ms = measured.tally.parts.whole.quantile_ms(0.99);
             let verdict = limit.map_or("the goal held", Limit::sentence);
             self.say(&format!("{rate:.1} jobs/s: p99 {p99_ms:.1} ms, {verdict}"));
             steps.push(StepReport {
@@ -170,12 +168,21 @@ impl Run<'_> {
                 limit,
             });
             search.note(rate, limit.is_none());
-            match limit {
-                None => best = Some((rate, measured)),
-                Some(_) => last = Some(measured),
+            let wrong = measured.tally.counts.wrong > 0;
+            if limit.is_none() {
+                capacity = Some(rate);
+            }
+            if limit.is_none() || capacity.is_none() || wrong {
+                kept = measured;
+            }
+            if wrong {
+                // Of wrong answers nobody wants to know how many there can be.
+                capacity = None;
+                break;
             }
         }
-        self.found(goal, steps, best, last).await
+        kept.capacity = Some(self.found(goal, steps, capacity).await);
+        kept
     }
 
     /// One rate for as long as the load says, and for as long as a few jobs take.
@@ -199,64 +206,32 @@ impl Run<'_> {
         }
     }
 
-    async fn found(
-        &self,
-        goal: Goal,
-        steps: Vec<StepReport>,
-        best: Option<(f64, Measured)>,
-        last: Option<Measured>,
-    ) -> Measured {
+    /// What follows from the highest rate that held, if there is one.
+    async fn found(&self, goal: Goal, steps: Vec<StepReport>, capacity: Option<f64>) -> Capacity {
         // Of the rates that broke, the lowest says what is in the way.
         let broken = steps.iter().filter(|step| step.limit.is_some());
         let lowest = broken.min_by(|one, other| one.jobs_per_second.total_cmp(&other.jobs_per_second));
-        let mut capacity = Capacity {
+        let rows = self.jobs.targets.first().map_or(1, |target| target.rows);
+        let replicas = match goal.replicas {
+            None if capacity.is_some() => self.consumers().await,
+            told => told,
+        };
+        Capacity {
             p99_goal_ms: goal.p99.as_secs_f64() * 1e3,
             limited_by: lowest.and_then(|step| step.limit),
-            steps,
-            jobs_per_second: None,
-            rows_per_second: None,
-            replicas_known: false,
-            advice: None,
-        };
-        let rows = self.jobs.targets.first().map_or(1, |target| target.rows);
-        let interrupted = last.as_ref().is_some_and(|last| last.interrupted);
-        let measured = match best {
-            Some((rate, best)) => {
-                let replicas = match goal.replicas {
-                    Some(replicas) => Some(replicas),
-                    None => self.consumers().await,
-                };
-                capacity.jobs_per_second = Some(rate);
-                capacity.rows_per_second = Some(rate * rows as f64);
-                capacity.replicas_known = replicas.is_some();
-                capacity.advice = Some(Advice::of(&Grounds {
-                    jobs_per_second: rate,
+            jobs_per_second: capacity,
+            rows_per_second: capacity.map(|jobs_per_second| jobs_per_second * rows as f64),
+            replicas_known: replicas.is_some(),
+            advice: capacity.map(|jobs_per_second| {
+                Advice::of(&Grounds {
+                    jobs_per_second,
                     replicas: replicas.unwrap_or(1),
                     accepted_wait: goal.accepted_wait,
                     prefetch: self.config.broker.prefetch,
                     drain_timeout: self.config.worker.drain_timeout,
-                }));
-                Some(best)
-            }
-            None => last,
-        };
-        let measured = measured.unwrap_or_else(|| Measured {
-            tally: Tally::new(
-                Window {
-                    begin: Instant::now(),
-                    end: None,
-                },
-                self.jobs.targets.len(),
-            ),
-            load: self.load.clone(),
-            lasted: Duration::ZERO,
-            interrupted,
-            capacity: None,
-        });
-        Measured {
-            interrupted,
-            capacity: Some(capacity),
-            ..measured
+                })
+            }),
+            steps,
         }
     }
 
@@ -293,6 +268,20 @@ impl Run<'_> {
 }
 
 impl Measured {
+    fn nothing(load: &Load, models: usize) -> Self {
+        let window = Window {
+            begin: Instant::now(),
+            end: None,
+        };
+        Self {
+            tally: Tally::new(window, models),
+            load: load.clone(),
+            lasted: Duration::ZERO,
+            interrupted: false,
+            capacity: None,
+        }
+    }
+
     pub fn report(&self, run: &Run<'_>) -> Report {
         let of = run.circumstances(self.lasted, self.interrupted);
         let mut report = Report::of(&self.tally, &run.jobs, &self.load, of);
