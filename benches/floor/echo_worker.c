@@ -54,7 +54,8 @@ static void publish_reply(amqp_connection_state_t publishing, const amqp_basic_p
                 AMQP_BASIC_APP_ID_FLAG,
       .content_type = job->content_type,
       .headers = {2, headers},
-      .delivery_mode = job->delivery_mode,
+      /* A job that says nothing is transient; 0 would make the broker close the channel. */
+      .delivery_mode = job->_flags & AMQP_BASIC_DELIVERY_MODE_FLAG ? job->delivery_mode : 1,
       .correlation_id = job->correlation_id,
       .message_id = job->correlation_id,
       .type = amqp_cstring_bytes("inferq.result"),
