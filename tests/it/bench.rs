@@ -432,7 +432,7 @@ async fn the_capacity_is_where_the_backlog_begins_to_grow_and_settings_follow_fr
     assert_eq!(advice["replicas"], 1);
     assert_eq!(
         count(&advice["autoscaling_value"]),
-        ((jobs_per_second * 100.0) as u64).max(256),
+        ((jobs_per_second * 50.0) as u64).max(256),
         "{report:#}"
     );
     assert_accounted(&report);

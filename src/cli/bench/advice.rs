@@ -35,15 +35,15 @@ pub struct Advice {
 }
 
 impl Advice {
-    /// `value = max(what a busy worker holds, μ·L)`. With a lower one the jobs in hand alone would keep the fleet as big
-    /// as it is.
+    /// `value = max(what a busy worker holds, μ·L/2)`. With a lower one the jobs in hand alone would keep the fleet as big
+    /// as it is; with μ·L jobs would wait about that long, and not at most (`benches/README.md`, "Scaling").
     ///
     /// What a busy worker holds is taken to be the whole window, because that is what it holds once a backlog is there to
     /// fill it.
     pub fn of(grounds: &Grounds) -> Self {
         let replica_jobs_per_second = grounds.jobs_per_second / f64::from(grounds.replicas.max(1));
         let accepted_wait_seconds = grounds.accepted_wait.as_secs_f64();
-        let within_the_wait = (replica_jobs_per_second * accepted_wait_seconds).floor() as u64;
+        let within_the_wait = (replica_jobs_per_second * accepted_wait_seconds / 2.0).floor() as u64;
         Self {
             replicas: grounds.replicas,
             replica_jobs_per_second,
@@ -78,8 +78,8 @@ impl Advice {
                 "autoscaling value",
                 format!("{} messages a replica", self.autoscaling_value),
                 format!(
-                    "the greater of {held}, which a busy worker holds (broker.prefetch), and {mu:.1} jobs/s x {wait:.3} s of \
-                     accepted wait; for KEDA's rabbitmq trigger with protocol http, mode QueueLength, unacked counted"
+                    "the greater of {held}, which a busy worker holds (broker.prefetch), and {mu:.1} jobs/s x half of the \
+                     {wait:.3} s that a job may wait; for KEDA's rabbitmq trigger with protocol http, mode QueueLength, unacked counted"
                 ),
             ),
             (
@@ -113,11 +113,11 @@ mod tests {
     }
 
     #[test]
-    fn the_value_is_what_one_replica_does_in_the_accepted_wait() {
+    fn the_value_is_what_one_replica_does_in_half_of_the_accepted_wait() {
         let advice = Advice::of(&grounds(2_000.0, 10_000));
 
         assert_eq!(advice.replica_jobs_per_second, 1_000.0);
-        assert_eq!(advice.autoscaling_value, 10_000);
+        assert_eq!(advice.autoscaling_value, 5_000);
     }
 
     #[test]
