@@ -14,7 +14,8 @@ help: ## List these targets
 setup: ## Install what is missing: RabbitMQ, a C compiler, ONNX Runtime, Python packages of the tests
 	@scripts/setup
 
-build: setup ## Build the release binary
+build: ## Build the release binary
+	@scripts/setup build
 	cargo build --release --locked
 
 demo: build ## Run a broker, a worker and a producer, and show what they do
