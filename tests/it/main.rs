@@ -18,6 +18,7 @@ mod isolation;
 mod models;
 mod network;
 mod overload;
+mod page;
 mod poison;
 mod predict;
 mod producers;
