@@ -17,6 +17,7 @@ mod happy;
 mod isolation;
 mod models;
 mod network;
+mod observability;
 mod overload;
 mod page;
 mod poison;

@@ -25,6 +25,7 @@ struct Ready {
     amqp_port: u16,
     tls_port: Option<u16>,
     management_port: Option<u16>,
+    prometheus_port: Option<u16>,
     dist_port: u16,
     epmd_port: u16,
     node: String,
@@ -100,6 +101,13 @@ impl Broker {
         self.ready
             .management_port
             .expect("the broker was started with rabbitmq_management")
+    }
+
+    /// Where a broker that was started with the plugin `rabbitmq_prometheus` shows its metrics.
+    pub fn prometheus_port(&self) -> u16 {
+        self.ready
+            .prometheus_port
+            .expect("the broker was started with the plugin")
     }
 
     /// Stops the broker as its operator would; what is durable stays in its folder.

@@ -14,6 +14,7 @@ pub mod link;
 pub mod management;
 pub mod metrics;
 pub mod producer;
+pub mod prometheus;
 pub mod scene;
 pub mod sockets;
 pub mod worker;
