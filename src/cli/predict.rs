@@ -3,11 +3,19 @@
 //! The file is read while its answers come back, so memory holds the jobs on the way and no more.
 
 mod answers;
+mod array;
+mod block;
 mod cells;
+mod columns;
+mod exchange;
 mod failures;
+mod lines;
 mod npy;
+mod npz;
+mod parquet;
+mod resume;
 pub(super) mod rows;
-pub(super) mod table;
+mod table;
 mod tally;
 mod target;
 
@@ -17,21 +25,21 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Args;
-use futures_util::StreamExt;
-use futures_util::stream;
+use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::answers::{AnswerError, Answers, Format};
+use self::columns::Choice;
+use self::exchange::{Run, Sender};
 use self::failures::Failures;
-use self::rows::{InputError, Reading, Rows};
+use self::npz::Pick;
+use self::resume::{Note, Notes, ResumeError, Settings, settings_of_input};
+use self::rows::{Input, InputError, InputFormat, Reading, Rows};
 use self::table::FirstLine;
 use self::tally::Tally;
-use self::target::{OutputError, Target};
-use crate::broker::backoff::Backoff;
-use crate::client::{Answer, CallError, Client, Job, Options};
+use self::target::{OutputError, Place, Target, beside, place};
+use crate::client::{CallError, Client, Options};
 use crate::config::Config;
-use crate::wire::status::Status;
 use crate::wire::tensor::Datatype;
 
 /// Sends the rows of a file as jobs, and writes the answers in the order of the rows.
@@ -40,15 +48,27 @@ pub struct PredictArgs {
     /// Name of the model
     #[arg(long, value_name = "NAME")]
     model: String,
-    /// Rows to predict: .npy (first axis = rows) or .csv (numbers)
+    /// Rows to predict: .npy, .npz (first axis = rows), .csv, .parquet or .jsonl; - is standard input
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
+    /// Form of the input [default: as its name says]
+    #[arg(long, value_name = "FORMAT")]
+    input_format: Option<InputFormat>,
     /// Where the answers go [default: standard output]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Form of the answers [default: as the name of the output says, else jsonl]
     #[arg(long)]
     format: Option<Format>,
+    /// Columns to send, in this order: names, or positions from 1 and ranges where there are no names [default: all but the keys]
+    #[arg(long, value_name = "COLUMN,...", value_delimiter = ',')]
+    columns: Vec<String>,
+    /// Columns that are not sent but written beside the answers, such as an id; not for npy
+    #[arg(long, value_name = "COLUMN,...", value_delimiter = ',')]
+    key: Vec<String>,
+    /// Array of the .npz, or several for a model with as many inputs [default: the only one]
+    #[arg(long, value_name = "[INPUT=]ARRAY,...", value_delimiter = ',')]
+    array: Vec<String>,
     /// The output that npy and csv hold [default: the first; jsonl holds all]
     #[arg(long, value_name = "NAME")]
     output_name: Option<String>,
@@ -58,7 +78,7 @@ pub struct PredictArgs {
     /// Version of the model [default: the one that serves by default]
     #[arg(long, value_name = "VERSION")]
     version: Option<String>,
-    /// Rows in one job [default: as many as make 64 KiB, at most 256]
+    /// Rows in one job [default: a power of two up to 256 that makes at most 256 KiB; 1 if the model takes no more]
     #[arg(long, value_name = "N")]
     rows_per_job: Option<NonZeroUsize>,
     /// Jobs on the way at a time
@@ -67,13 +87,17 @@ pub struct PredictArgs {
     /// How often a job is sent again that the workers were too busy for
     #[arg(long, value_name = "N", default_value = "3")]
     retries: u32,
-    /// Where to list the rows without an answer, and why, as JSON lines; made only if there are any
+    /// Goes on where an interrupted run has left OUTPUT.partial; without one it begins at the first row
+    #[arg(long)]
+    resume: bool,
+    /// Where to list the rows without an answer, and why, as JSON lines; made only if there are any [default: the output's name
+    /// and .failures.jsonl]
     #[arg(long, value_name = "FILE")]
     failures: Option<PathBuf>,
     /// How long to wait for the answer to a job
     #[arg(long, value_name = "MS", default_value = "60000", value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
     timeout_ms: u64,
-    /// Datatype of the numbers in a .csv [default: FP32]
+    /// Datatype of the values in a table (.csv, .jsonl, .parquet) [default: FP32]
     #[arg(long, value_name = "TYPE", value_parser = datatype)]
     datatype: Option<Datatype>,
     /// The first line of the .csv names the columns; need not be said unless the names are numbers
@@ -89,34 +113,35 @@ pub struct PredictArgs {
 /// # Errors
 /// Nothing could be sent or written; or the work was done, and some rows have no answer.
 pub fn run(args: &PredictArgs, config: &Config) -> anyhow::Result<()> {
-    let rows = Rows::open(&args.input, args.reading())?;
-    let format = args.format.unwrap_or_else(|| Format::of(args.output.as_deref()));
+    let input = Input::open(&args.input)?;
     if let Some(output) = &args.output
-        && is_same_file(&args.input, output)
+        && is_same_file(&input, output)
     {
         return Err(PredictError::OutputIsInput(output.clone()).into());
     }
-    let target = Target::open(args.output.as_deref())?;
-    let answers = Answers::new(target, format, args.output_name.clone(), rows.total())?;
-    // One thread encodes, sends and writes; the broker's socket has its own.
+    let notes = args.notes(&input)?;
+    let before = match (&notes, args.resume) {
+        (Some(notes), true) => notes.read()?,
+        (None, true) => return Err(PredictError::NoResume.into()),
+        (_, false) => None,
+    };
+    let rows = Rows::open(input, &args.reading(), before.as_ref().map_or(0, |note| note.rows))?;
+    let run = args.begin(&rows, notes, before)?;
+    // One thread encodes, sends and writes; the input and the broker's socket have their own.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let tally = runtime.block_on(predict(args, config, rows, answers))?;
+    let tally = runtime.block_on(predict(args, config, rows, run))?;
     eprintln!("{}", tally.summary());
     Ok(tally.verdict()?)
 }
 
-fn is_same_file(one: &Path, other: &Path) -> bool {
-    let id = |path: &Path| {
-        fs::metadata(path)
-            .ok()
-            .filter(fs::Metadata::is_file)
-            .map(|file| (file.dev(), file.ino()))
-    };
-    id(one).is_some_and(|file| id(other) == Some(file))
+fn is_same_file(input: &Input, output: &Path) -> bool {
+    let output = fs::metadata(output).ok().filter(fs::Metadata::is_file);
+    let id = |file: &fs::Metadata| (file.dev(), file.ino());
+    output.is_some_and(|output| input.metadata().map(id) == Some(id(&output)))
 }
 
-async fn predict(args: &PredictArgs, config: &Config, rows: Rows, answers: Answers) -> anyhow::Result<Tally> {
-    let mut stopped = std::pin::pin!(stopped()?);
+async fn predict(args: &PredictArgs, config: &Config, rows: Rows, mut run: Run) -> Result<Tally, PredictError> {
+    let mut stopped = std::pin::pin!(stopped().map_err(PredictError::Signals)?);
     let options = Options {
         prefix: config.topology.prefix.clone(),
         answer_timeout: Duration::from_millis(args.timeout_ms),
@@ -125,15 +150,20 @@ async fn predict(args: &PredictArgs, config: &Config, rows: Rows, answers: Answe
     };
     let client = tokio::select! {
         client = Client::open(&config.broker, options) => client?,
-        () = &mut stopped => return Err(PredictError::Stopped.into()),
+        () = &mut stopped => return Err(run.suspend(PredictError::Stopped)),
     };
-    // What a signal drops is the half-written file too, which removes it.
+    let sender = Sender { args, client: &client };
     let done = tokio::select! {
-        done = exchange(args, &client, rows, answers) => done,
+        done = sender.exchange(rows, &mut run) => done,
         () = &mut stopped => Err(PredictError::Stopped),
     };
+    // First of all, since a broker that does not answer may hold up the goodbye, and whoever sent the signal may not wait.
+    let done = match done {
+        Ok(()) => run.finish(),
+        Err(reason) => Err(run.suspend(reason)),
+    };
     client.close().await;
-    Ok(done?)
+    done
 }
 
 fn stopped() -> std::io::Result<impl Future<Output = ()>> {
@@ -147,126 +177,136 @@ fn stopped() -> std::io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// Sends the rows and writes what comes back, as many jobs on the way as `--in-flight` says.
-async fn exchange(
-    args: &PredictArgs,
-    client: &Client,
-    mut rows: Rows,
-    mut answers: Answers,
-) -> Result<Tally, PredictError> {
-    let mut tally = Tally::new();
-    let mut failures = Failures::new(args.failures.clone());
-    let jobs = stream::iter(std::iter::from_fn(|| {
-        let tensor = rows.next()?;
-        Some(tensor.map(|tensor| (tensor, rows.total_guess())))
-    }));
-    let calls = jobs.map(|read| async move {
-        let (tensor, total) = read?;
-        let count = tensor.shape[0];
-        let answer = args.call(client, tensor).await;
-        Ok::<_, PredictError>((count, total, answer))
-    });
-    let mut calls = std::pin::pin!(calls.buffered(args.in_flight.get()));
-    while let Some(call) = calls.next().await {
-        let (count, total, answer) = call?;
-        match answer {
-            Ok(Answer { outputs, latency, .. }) => {
-                answers.push(count, &outputs)?;
-                tally.answered(count, latency);
-            }
-            Err(error) if concerns_all(&error, &tally) => return Err(PredictError::Call(error)),
-            Err(error) => {
-                let reason = crate::error::chain(&error);
-                answers.push_failed(count, &reason)?;
-                failures.push(tally.rows(), count, &reason)?;
-                tally.failed(count, reason);
-            }
-        }
-        tally.show(total);
-    }
-    answers.finish()?;
-    failures.finish()?;
-    Ok(tally)
-}
-
-/// True of an error that every other job would meet as well.
-fn concerns_all(error: &CallError, tally: &Tally) -> bool {
-    match error {
-        CallError::UnknownModel(_) | CallError::Lost(_) => true,
-        // All jobs look alike: what is wrong with the first one's shape or version is wrong with all.
-        CallError::Refused { code, .. } => {
-            tally.is_empty() && matches!(code, Status::InvalidArgument | Status::NotFound)
-        }
-        // Nobody has ever answered, so it is not this job that is slow.
-        CallError::Timeout(_) => tally.is_empty(),
-        CallError::QueueFull(_) | CallError::Reply(_) | CallError::Datatype { .. } | CallError::TooLong { .. } => false,
-    }
-}
-
-/// True of an error that another time the same job may not meet.
-fn may_pass(error: &CallError) -> bool {
-    matches!(
-        error,
-        CallError::QueueFull(_)
-            | CallError::Refused {
-                code: Status::DeadlineExceeded,
-                ..
-            }
-    )
-}
-
 impl PredictArgs {
     fn reading(&self) -> Reading {
         Reading {
-            rows_per_job: self.rows_per_job.map(NonZeroUsize::get),
+            format: self.input_format,
+            rows_per_job: self.rows_per_job,
             datatype: self.datatype,
             first_line: match (self.header, self.no_header) {
                 (true, _) => FirstLine::Names,
                 (_, true) => FirstLine::Row,
                 (false, false) => FirstLine::Unsaid,
             },
+            choice: Choice {
+                columns: self.columns.clone(),
+                keys: self.key.clone(),
+            },
+            arrays: self.arrays(),
+            input: self.input_name.clone(),
         }
     }
 
-    /// Calls again where time may help: the queue was full, or the workers could not be done in time.
-    async fn call(&self, client: &Client, rows: crate::wire::tensor::Tensor) -> Result<Answer, CallError> {
-        let job = self.job(rows);
-        let mut backoff = Backoff::new(RETRY_WAIT_MAX);
-        for _ in 0..self.retries {
-            match client.call(job.clone()).await {
-                Err(error) if may_pass(&error) => tokio::time::sleep(backoff.next(fastrand::f64())).await,
-                ended => return ended,
+    /// Several arrays are inputs of the model by their own names, unless others are given.
+    fn arrays(&self) -> Vec<Pick> {
+        let pick = |text: &String| match text.split_once('=') {
+            Some((input, array)) => Pick {
+                array: array.to_owned(),
+                input: input.to_owned(),
+            },
+            None => Pick {
+                array: text.clone(),
+                input: if self.array.len() == 1 { &self.input_name } else { text }.clone(),
+            },
+        };
+        self.array.iter().map(pick).collect()
+    }
+
+    fn answers_format(&self) -> Format {
+        self.format.unwrap_or_else(|| Format::of(self.output.as_deref()))
+    }
+
+    /// Of a run that can be gone on with: from one file into another.
+    fn notes(&self, input: &Input) -> Result<Option<Notes>, PredictError> {
+        let (Some(output), Some(metadata)) = (&self.output, input.metadata()) else {
+            return Ok(None);
+        };
+        let Place::File(output) = place(output)? else {
+            return Ok(None);
+        };
+        let mut settings: Settings = settings_of_input(metadata).into();
+        let mut said = |what: &str, value: String| {
+            if !value.is_empty() {
+                settings.insert(what.to_owned(), value);
             }
-        }
-        client.call(job).await
+        };
+        said("version of inferq", env!("CARGO_PKG_VERSION").to_owned());
+        said("--model", self.model.clone());
+        said("--version", self.version.clone().unwrap_or_default());
+        said("--format", name(self.answers_format()));
+        said("--input-format", self.input_format.map(name).unwrap_or_default());
+        said("--columns", self.columns.join(","));
+        said("--key", self.key.join(","));
+        said("--array", self.array.join(","));
+        said("--output-name", self.output_name.clone().unwrap_or_default());
+        said("--input-name", self.input_name.clone());
+        said(
+            "--datatype",
+            self.datatype.map(|datatype| datatype.to_string()).unwrap_or_default(),
+        );
+        said("--header", if self.header { "yes".to_owned() } else { String::new() });
+        said(
+            "--no-header",
+            if self.no_header {
+                "yes".to_owned()
+            } else {
+                String::new()
+            },
+        );
+        Ok(Some(Notes::new(&output, settings)))
     }
 
-    fn job(&self, mut rows: crate::wire::tensor::Tensor) -> Job {
-        rows.name.clone_from(&self.input_name);
-        Job {
-            model: self.model.clone(),
-            version: self.version.clone(),
-            inputs: vec![rows],
-            outputs: self.output_name.iter().cloned().collect(),
-            ..Job::default()
-        }
+    /// Opens what is written to: anew, or after what an earlier run has left.
+    fn begin(&self, rows: &Rows, notes: Option<Notes>, before: Option<Note>) -> Result<Run, PredictError> {
+        let failures = self.failures.clone();
+        let failures = failures.or_else(|| match place(self.output.as_deref()?).ok()? {
+            Place::File(output) => Some(beside(&output, ".failures.jsonl")),
+            Place::Device => None,
+        });
+        let key_names = rows.key_names().to_vec();
+        let (target, failures) = match (&before, &self.output) {
+            (Some(before), Some(output)) => {
+                eprintln!("inferq: goes on after {} rows", before.rows);
+                let failures = Failures::go_on(failures, key_names.clone(), before.failures_bytes)?;
+                (Target::go_on(output, before.output_bytes)?, failures)
+            }
+            (_, output) => {
+                let target = Target::open(output.as_deref())?;
+                // Only now, with the file our own: the note of a run that goes on is not ours to remove.
+                if let Some(notes) = &notes {
+                    notes.remove();
+                }
+                (target, Failures::new(failures, key_names.clone()))
+            }
+        };
+        let format = self.answers_format();
+        let answers = Answers::new(target, format, self.output_name.clone(), rows.total(), key_names)?;
+        Ok(Run::new(answers, failures, notes, before))
     }
+}
+
+fn name(value: impl ValueEnum) -> String {
+    value
+        .to_possible_value()
+        .map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
 fn datatype(text: &str) -> Result<Datatype, crate::wire::tensor::UnknownDatatype> {
     text.to_ascii_uppercase().parse()
 }
 
-/// The longest wait before a job is sent again.
-const RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
-
 pub const HELP: &str = "\
-Rows without an answer keep their place and are named at the end; the exit code is then 1.
+Rows without an answer keep their place and are named at the end; the exit code is then 1. Until it is whole, the output is
+called OUTPUT.partial; what is beside it in OUTPUT.partial.json lets --resume go on after an interrupt or a crash.
 
 Examples:
   inferq predict --model digits --input images.npy --output digits.csv
-  inferq predict --model iris --input flowers.csv --output-name label --format jsonl
-  inferq predict --model dense --input rows.npy --output y.npy --version 3 --in-flight 256";
+  inferq predict --model digits --input golden.npz --array input:input --output digits.npy
+  inferq predict --model iris --input flowers.csv --key id --output-name label --format jsonl
+  inferq predict --model iris --input flowers.parquet --columns length,width --key id --output labels.csv
+  inferq predict --model pairs --input pairs.npz --array left,right=other --output y.jsonl
+  zcat rows.jsonl.gz | inferq predict --model dense --input - --input-format jsonl --output y.npy
+  inferq predict --model dense --input rows.npy --output y.npy --version 3 --in-flight 256 --resume";
 
 /// Why there are no answers, or not all of them.
 #[derive(Debug, thiserror::Error)]
@@ -274,13 +314,45 @@ pub enum PredictError {
     #[error(transparent)]
     Input(#[from] InputError),
     #[error(transparent)]
-    Answers(#[from] AnswerError),
+    Answers(AnswerError),
     #[error(transparent)]
-    Failures(#[from] OutputError),
+    Output(#[from] OutputError),
+    #[error(transparent)]
+    Resume(#[from] ResumeError),
     #[error(transparent)]
     Call(CallError),
+    #[error(transparent)]
+    Client(#[from] crate::client::ClientError),
     #[error("--output {} is the file of --input: name another, the rows would be gone", .0.display())]
     OutputIsInput(PathBuf),
-    #[error("stopped before the end: no file was written")]
+    #[error(
+        "--resume goes on from one file into another: --input and --output must both be files, no pipes or devices"
+    )]
+    NoResume,
+    #[error(
+        "the rows so far were answered by version {before} of the model, and now version {now} serves: pin one with --version, \
+         and leave --resume out to start anew"
+    )]
+    OtherVersion { before: String, now: String },
+    #[error("stopped by a signal before the end")]
     Stopped,
+    #[error("cannot listen for signals")]
+    Signals(#[source] std::io::Error),
+    #[error("ended after {rows} rows, which {} keeps for --resume", part.display())]
+    Kept {
+        rows: u64,
+        part: PathBuf,
+        #[source]
+        reason: Box<PredictError>,
+    },
+}
+
+impl From<AnswerError> for PredictError {
+    fn from(error: AnswerError) -> Self {
+        match error {
+            // A full disk may have room tomorrow.
+            AnswerError::Output(error) => Self::Output(error),
+            error => Self::Answers(error),
+        }
+    }
 }

@@ -10,7 +10,7 @@ use super::tensor::{Datatype, push_bytes_element};
 
 /// One element as an encoding delivers it.
 #[derive(Debug, Clone)]
-pub(super) enum Scalar<'a> {
+pub(crate) enum Scalar<'a> {
     /// In JSON the only way to write NaN.
     Null,
     /// MessagePack has a NaN, so among its numbers this is a hole in the sender's data.
@@ -39,7 +39,7 @@ impl Scalar<'_> {
 }
 
 /// The elements of one tensor, collected as bytes of its datatype.
-pub(super) struct Elements {
+pub(crate) struct Elements {
     datatype: Datatype,
     count: usize,
     data: Vec<u8>,
@@ -47,7 +47,7 @@ pub(super) struct Elements {
 
 impl Elements {
     /// `reserved` elements must be known to be there: an announced length is not enough.
-    pub(super) fn new(datatype: Datatype, reserved: usize) -> Self {
+    pub(crate) fn new(datatype: Datatype, reserved: usize) -> Self {
         // A string's bytes are not known beforehand, only its length prefix.
         let element_bytes = datatype.element_bytes().unwrap_or(4);
         Self {
@@ -57,7 +57,7 @@ impl Elements {
         }
     }
 
-    pub(super) fn push(&mut self, scalar: &Scalar<'_>) -> Result<(), Problem> {
+    pub(crate) fn push(&mut self, scalar: &Scalar<'_>) -> Result<(), Problem> {
         match self.datatype {
             Datatype::Bool => self.put([u8::from(self.boolean(scalar)?)]),
             Datatype::Uint8 => self.put(self.integer::<u8>(scalar)?.to_le_bytes()),
@@ -82,7 +82,7 @@ impl Elements {
         Ok(())
     }
 
-    pub(super) fn finish(self) -> Bytes {
+    pub(crate) fn finish(self) -> Bytes {
         self.data.into()
     }
 

@@ -14,7 +14,7 @@
 //! and no more elements are reserved than the array has bytes.
 
 mod binary;
-mod elements;
+pub(crate) mod elements;
 pub mod error;
 mod json;
 mod message;

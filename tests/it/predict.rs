@@ -1,5 +1,9 @@
 //! Does `inferq predict` answer every row of a file, in order, and say what is wrong otherwise?
 
+mod inputs;
+mod interrupted;
+mod memory;
+
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
@@ -8,7 +12,7 @@ use ndarray_npy::{read_npy, write_npy};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 use crate::support::link::ClosedPort;
 use crate::support::scene::as_producer;
@@ -22,8 +26,12 @@ struct Desk {
 
 impl Desk {
     fn new() -> Self {
+        Self::at(Scene::new())
+    }
+
+    fn at(scene: Scene) -> Self {
         Self {
-            scene: Scene::new(),
+            scene,
             folder: tempfile::tempdir().expect("a temporary folder"),
         }
     }
@@ -84,6 +92,11 @@ impl Desk {
         assert!(named, "{line}: no line has all of {words:?}:\n{said}");
         assert_eq!(self.names(), before, "{line}");
     }
+}
+
+fn send(child: &Child, signal: Signal) {
+    let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+    kill_process(pid.expect("it runs"), signal).expect("it runs");
 }
 
 fn stderr(output: &Output) -> String {
@@ -191,9 +204,10 @@ async fn failed_rows_are_named_keep_their_place_and_do_not_stop_the_others() {
     desk.write("x.csv", "rows\n1125899906842624\n2\n3\n1125899906842624\n5\n");
     let line = "--model hungry --input x.csv --datatype INT64 --rows-per-job 1 --output";
 
-    let table = desk.predict(&format!("{line} y.csv --failures failed.jsonl")).await;
-    let array = desk.predict(&format!("{line} y.npy")).await;
-    let lines = desk.predict(&format!("{line} y.jsonl")).await;
+    // At the same time, since each of them waits for its jobs to be given up.
+    let [table, array, lines] =
+        [" y.csv --failures failed.jsonl", " y.npy", " y.jsonl"].map(|end| format!("{line}{end}"));
+    let (table, array, lines) = tokio::join!(desk.predict(&table), desk.predict(&array), desk.predict(&lines));
 
     for output in [&table, &array, &lines] {
         let said = stderr(output);
@@ -335,9 +349,9 @@ async fn a_place_that_cannot_be_written_and_a_broker_that_is_not_there_are_named
 }
 
 #[tokio::test]
-async fn an_interrupt_leaves_no_file_behind() {
+async fn an_interrupt_before_the_first_answer_leaves_no_file_behind() {
     let desk = Desk::new();
-    // Nobody answers, so the file stays half-written until the interrupt.
+    // Nobody answers, so that there is nothing to go on with.
     desk.scene.declare("affine").await;
     write_rows(&desk.path("x.npy"), &rows(8));
 
@@ -348,12 +362,11 @@ async fn an_interrupt_leaves_no_file_behind() {
         .expect("the inferq binary starts");
     let queue = desk.scene.queue("affine");
     desk.scene.until_waiting(&queue, 1).await;
-    let half = desk.names().len();
-    let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
-    kill_process(pid.expect("it runs"), Signal::INT).expect("it runs");
+    let half = desk.names();
+    send(&child, Signal::INT);
     let exit = within("predict to end", child.wait()).await.expect("our child");
 
-    assert_eq!(half, 2, "the input and the part");
+    assert_eq!(half, ["x.npy", "y.npy.partial"]);
     assert_eq!(exit.code(), Some(1));
     eventually("the part to go", || async { (desk.names() == ["x.npy"]).then_some(()) }).await;
 }

@@ -4,8 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cli::bench::local::{Expected, Local, LocalError};
 use crate::cli::bench::shapes::{self, AnyCase, ForInput, InputShape, RowShape};
-use crate::cli::predict::rows::{InputError, Reading, Rows};
-use crate::cli::predict::table::FirstLine;
+use crate::cli::predict::rows::{Input, InputError, Reading};
 use crate::wire::Encoded;
 use crate::wire::request::{RequestEncoding, encode_request};
 use crate::wire::tensor::Tensor;
@@ -85,20 +84,17 @@ impl Wanted<'_> {
 
     /// Whole jobs from the beginning of the file, as many as are held; the file need not be read further.
     fn read(&self, path: &Path, rows: usize) -> Result<Vec<Vec<Tensor>>, InputsError> {
-        let reading = Reading {
-            rows_per_job: Some(rows),
-            datatype: self.datatypes.first().map(|flag| flag.value.0),
-            first_line: FirstLine::Unsaid,
-        };
+        let reading = Reading::whole(self.datatypes.first().map(|flag| flag.value.0));
         let mut jobs = Vec::new();
         let mut room = POOL_BYTES_MAX;
-        for tensor in Rows::open(path, reading)? {
-            let tensor = tensor?;
-            if tensor.rows() != Some(rows) || (room < tensor.data.len() && !jobs.is_empty()) {
+        for block in Input::open(path)?.blocks(&reading, rows)? {
+            let block = block?;
+            let bytes = block.inputs.iter().map(|input| input.data.len()).sum();
+            if block.rows() != rows || (room < bytes && !jobs.is_empty()) {
                 break;
             }
-            room = room.saturating_sub(tensor.data.len());
-            jobs.push(vec![tensor]);
+            room = room.saturating_sub(bytes);
+            jobs.push(block.inputs);
         }
         if jobs.is_empty() {
             return Err(InputsError::TooFewRows {

@@ -5,7 +5,9 @@
 use std::path::Path;
 
 use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
+use super::block::{Key, keys_object};
 use super::cells::{Cells, nested};
 use super::npy::Header;
 use super::target::{OutputError, Target};
@@ -43,13 +45,32 @@ pub struct Answers {
     total: Option<u64>,
     rows: u64,
     layout: Option<Layout>,
+    key_names: Vec<String>,
+    /// Keys of failed rows that have no place yet, since nobody knows how wide a row is.
+    unplaced: Vec<Vec<Key>>,
 }
 
 /// What one row of the output looks like: the same for all rows.
-struct Layout {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layout {
     name: String,
+    #[serde(with = "datatype_name")]
     datatype: Datatype,
     tail: Vec<usize>,
+}
+
+mod datatype_name {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    use crate::wire::tensor::Datatype;
+
+    pub fn serialize<S: Serializer>(datatype: &Datatype, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(datatype.name())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Datatype, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
 }
 
 impl Layout {
@@ -75,9 +96,13 @@ impl Answers {
         format: Format,
         output: Option<String>,
         total: Option<u64>,
+        key_names: Vec<String>,
     ) -> Result<Self, AnswerError> {
         if format == Format::Npy && total.is_none() && matches!(target, Target::Stream(_)) {
             return Err(AnswerError::RowsUnknown);
+        }
+        if format == Format::Npy && !key_names.is_empty() {
+            return Err(AnswerError::NoPlaceForKeys);
         }
         Ok(Self {
             target,
@@ -86,14 +111,39 @@ impl Answers {
             total,
             rows: 0,
             layout: None,
+            key_names,
+            unplaced: Vec::new(),
         })
     }
 
-    /// Appends the answers of `rows` rows.
+    /// Goes on after `rows` rows that an earlier run has written.
+    #[must_use]
+    pub fn after(self, rows: u64, layout: Option<Layout>) -> Self {
+        Self { rows, layout, ..self }
+    }
+
+    /// Puts on disk what was written, and returns how many bytes and of which layout; `None` if it cannot be gone on with.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn keep(&mut self) -> Result<Option<(u64, Option<Layout>)>, AnswerError> {
+        if self.rows == 0 || (self.layout.is_none() && self.format != Format::Jsonl) {
+            return Ok(None);
+        }
+        let bytes = self.target.keep()?;
+        Ok(bytes.map(|bytes| (bytes, self.layout.clone())))
+    }
+
+    /// Lets go of what was kept.
+    pub fn discard(&mut self) {
+        self.target.discard();
+    }
+
+    /// Appends the answers of `rows` rows, with their keys if there are key columns.
     ///
     /// # Errors
     /// An output has not one answer a row, or does not fit what was written before, or cannot be written.
-    pub fn push(&mut self, rows: usize, outputs: &[Tensor]) -> Result<(), AnswerError> {
+    pub fn push(&mut self, rows: usize, keys: &[Vec<Key>], outputs: &[Tensor]) -> Result<(), AnswerError> {
         for output in outputs {
             if output.rows() != Some(rows) {
                 return Err(AnswerError::Rows {
@@ -104,13 +154,13 @@ impl Answers {
             }
         }
         match self.format {
-            Format::Jsonl => self.push_json(rows, outputs)?,
+            Format::Jsonl => self.push_json(rows, keys, outputs)?,
             Format::Npy | Format::Csv => {
                 let chosen = self.chosen(outputs)?;
                 self.fit(chosen)?;
                 match self.format {
                     Format::Npy => self.target.write(&chosen.data)?,
-                    Format::Csv | Format::Jsonl => self.push_csv(rows, chosen)?,
+                    Format::Csv | Format::Jsonl => self.push_csv(rows, keys, chosen)?,
                 }
             }
         }
@@ -122,18 +172,18 @@ impl Answers {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn push_failed(&mut self, rows: usize, reason: &str) -> Result<(), AnswerError> {
+    pub fn push_failed(&mut self, rows: usize, keys: &[Vec<Key>], reason: &str) -> Result<(), AnswerError> {
         match (self.format, &self.layout) {
             (Format::Jsonl, _) => {
                 let reason = serde_json::Value::from(reason);
-                for row in self.rows..self.rows + rows as u64 {
-                    self.target
-                        .write(format!("{{\"row\":{row},\"error\":{reason}}}\n").as_bytes())?;
+                for row in 0..rows {
+                    let line = format!("{}\"error\":{reason}}}\n", self.line_start(row, keys));
+                    self.target.write(line.as_bytes())?;
                 }
             }
-            (_, Some(_)) => self.write_gap(rows as u64)?,
+            (_, Some(_)) => self.write_gap(rows as u64, keys)?,
             // As wide as the rows that are still to come.
-            (_, None) => {}
+            (_, None) => self.unplaced.extend_from_slice(keys),
         }
         self.rows += rows as u64;
         Ok(())
@@ -190,37 +240,50 @@ impl Answers {
                     1 => vec![layout.name.clone()],
                     cells => (0..cells).map(|cell| format!("{}_{cell}", layout.name)).collect(),
                 };
-                self.write_lines([names])?;
+                self.write_lines([[self.key_names.clone(), names].concat()])?;
             }
         }
         self.layout = Some(layout);
-        self.write_gap(self.rows)
+        let unplaced = std::mem::take(&mut self.unplaced);
+        self.write_gap(self.rows, &unplaced)
     }
 
-    fn write_gap(&mut self, rows: u64) -> Result<(), AnswerError> {
+    fn write_gap(&mut self, rows: u64, keys: &[Vec<Key>]) -> Result<(), AnswerError> {
         let Some(layout) = &self.layout else { return Ok(()) };
         let cells = layout.cells();
         let element = gap(layout.datatype);
-        for _ in 0..rows {
+        for row in 0..rows {
             match self.format {
                 Format::Npy => self.target.write(&element.repeat(cells))?,
-                Format::Csv | Format::Jsonl => self.write_lines([vec![String::new(); cells]])?,
+                Format::Csv | Format::Jsonl => {
+                    let keys = plain(keys.get(row as usize));
+                    self.write_lines([keys.chain(vec![String::new(); cells]).collect()])?;
+                }
             }
         }
         Ok(())
     }
 
-    fn push_csv(&mut self, rows: usize, output: &Tensor) -> Result<(), AnswerError> {
+    fn push_csv(&mut self, rows: usize, keys: &[Vec<Key>], output: &Tensor) -> Result<(), AnswerError> {
         self.write_lines((0..rows).map(|row| {
             let range = rows_range(&output.data, output.datatype, &output.shape, &(row..row + 1));
-            Cells::Plain.of(output.datatype, &output.data[range])
+            let cells = Cells::Plain.of(output.datatype, &output.data[range]);
+            plain(keys.get(row)).chain(cells).collect()
         }))
     }
 
-    fn push_json(&mut self, rows: usize, outputs: &[Tensor]) -> Result<(), AnswerError> {
+    /// What the line of a row in JSON begins with; `row` counts from the first that is not yet written.
+    fn line_start(&self, row: usize, keys: &[Vec<Key>]) -> String {
+        let number = self.rows + row as u64;
+        match keys.get(row) {
+            Some(keys) => format!("{{\"row\":{number},\"key\":{},", keys_object(&self.key_names, keys)),
+            None => format!("{{\"row\":{number},"),
+        }
+    }
+
+    fn push_json(&mut self, rows: usize, keys: &[Vec<Key>], outputs: &[Tensor]) -> Result<(), AnswerError> {
         for row in 0..rows {
-            let number = self.rows + row as u64;
-            let mut line = format!("{{\"row\":{number},\"outputs\":{{");
+            let mut line = format!("{}\"outputs\":{{", self.line_start(row, keys));
             for (index, output) in outputs.iter().enumerate() {
                 let range = rows_range(&output.data, output.datatype, &output.shape, &(row..row + 1));
                 let cells = Cells::Json.of(output.datatype, &output.data[range]);
@@ -242,6 +305,10 @@ impl Answers {
         let text = text.into_inner().map_err(csv::IntoInnerError::into_error)?;
         Ok(self.target.write(&text)?)
     }
+}
+
+fn plain(keys: Option<&Vec<Key>>) -> impl Iterator<Item = String> + use<'_> {
+    keys.into_iter().flatten().map(|key| key.plain().to_owned())
 }
 
 /// One element that stands for an answer that there is not.
@@ -278,8 +345,10 @@ pub enum AnswerError {
     },
     #[error("output `{output}` is of datatype {datatype}, which .npy has not; use --format csv or jsonl")]
     NoNpy { output: String, datatype: Datatype },
-    #[error("an .npy header begins with the number of rows, which a .csv does not say: give --output a file")]
+    #[error("an .npy header begins with the number of rows, which the input does not say: give --output a file")]
     RowsUnknown,
+    #[error("an .npy file has no place for the columns of --key; use --format csv or jsonl")]
+    NoPlaceForKeys,
     #[error("cannot put a row into a line")]
     Csv(#[from] csv::Error),
     #[error("cannot put a row into a line")]
@@ -296,7 +365,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("y");
         let target = Target::open(Some(&path)).unwrap();
-        let answers = Answers::new(target, format, output.map(str::to_owned), total).unwrap();
+        let answers = Answers::new(target, format, output.map(str::to_owned), total, Vec::new()).unwrap();
         (folder, path, answers)
     }
 
@@ -314,8 +383,8 @@ mod tests {
     fn json_lines_hold_all_outputs_and_the_reasons_of_failed_rows() {
         let (_folder, path, mut answers) = open(Format::Jsonl, None, None);
 
-        answers.push_failed(1, "INTERNAL: \"no\"").unwrap();
-        answers.push(2, &outputs()).unwrap();
+        answers.push_failed(1, &[], "INTERNAL: \"no\"").unwrap();
+        answers.push(2, &[], &outputs()).unwrap();
         answers.finish().unwrap();
 
         let expected = "{\"row\":0,\"error\":\"INTERNAL: \\\"no\\\"\"}\n\
@@ -332,9 +401,9 @@ mod tests {
         ] {
             let (_folder, path, mut answers) = open(Format::Csv, output, None);
 
-            answers.push_failed(1, "no").unwrap();
-            answers.push(2, &outputs()).unwrap();
-            answers.push_failed(1, "no").unwrap();
+            answers.push_failed(1, &[], "no").unwrap();
+            answers.push(2, &[], &outputs()).unwrap();
+            answers.push_failed(1, &[], "no").unwrap();
             answers.finish().unwrap();
 
             assert_eq!(std::fs::read_to_string(path).unwrap(), expected);
@@ -347,9 +416,9 @@ mod tests {
         for total in [None, Some(4), Some(9)] {
             let (_folder, path, mut answers) = open(Format::Npy, None, total);
 
-            answers.push_failed(1, "no").unwrap();
-            answers.push(2, &outputs()).unwrap();
-            answers.push_failed(1, "no").unwrap();
+            answers.push_failed(1, &[], "no").unwrap();
+            answers.push(2, &[], &outputs()).unwrap();
+            answers.push_failed(1, &[], "no").unwrap();
             answers.finish().unwrap();
 
             let file = std::fs::File::open(path).unwrap();
@@ -364,7 +433,7 @@ mod tests {
     fn without_a_single_answer_there_is_no_array() {
         let (folder, _, mut answers) = open(Format::Npy, None, None);
 
-        answers.push_failed(3, "no").unwrap();
+        answers.push_failed(3, &[], "no").unwrap();
         answers.finish().unwrap();
 
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
@@ -373,12 +442,12 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_in_a_sentence() {
         let (_folder, _, mut answers) = open(Format::Npy, None, None);
-        answers.push(2, &outputs()).unwrap();
-        let wider = answers.push(1, &[Tensor::fp32("p", &[1, 1], &[0.5])]).unwrap_err();
-        let fewer = answers.push(3, &outputs()).unwrap_err();
+        answers.push(2, &[], &outputs()).unwrap();
+        let wider = answers.push(1, &[], &[Tensor::fp32("p", &[1, 1], &[0.5])]).unwrap_err();
+        let fewer = answers.push(3, &[], &outputs()).unwrap_err();
         let (_folder, _, mut answers) = open(Format::Csv, Some("q"), None);
-        let unknown = answers.push(2, &outputs()).unwrap_err();
-        let stdout = Answers::new(Target::open(None).unwrap(), Format::Npy, None, None)
+        let unknown = answers.push(2, &[], &outputs()).unwrap_err();
+        let stdout = Answers::new(Target::open(None).unwrap(), Format::Npy, None, None, Vec::new())
             .err()
             .unwrap();
 
@@ -389,5 +458,59 @@ mod tests {
         assert!(fewer.to_string().contains("shape [2, 2] for 3 rows"), "{fewer}");
         assert!(unknown.to_string().contains("no output `q`"), "{unknown}");
         assert!(stdout.to_string().contains("--output"), "{stdout}");
+    }
+
+    #[test]
+    fn keys_stand_beside_their_answers_and_beside_the_gaps_of_failed_rows() {
+        let keys =
+            |texts: &[&str]| -> Vec<Vec<Key>> { texts.iter().map(|&text| vec![Key::Text(text.to_owned())]).collect() };
+        for (format, expected) in [
+            (Format::Csv, "id,p_0,p_1\na,,\nb,0.25,0.75\nc,1.0,NaN\nd,,\n"),
+            (
+                Format::Jsonl,
+                "{\"row\":0,\"key\":{\"id\":\"a\"},\"error\":\"no\"}\n\
+                 {\"row\":1,\"key\":{\"id\":\"b\"},\"outputs\":{\"p\":[0.25,0.75]}}\n\
+                 {\"row\":2,\"key\":{\"id\":\"c\"},\"outputs\":{\"p\":[1.0,null]}}\n\
+                 {\"row\":3,\"key\":{\"id\":\"d\"},\"error\":\"no\"}\n",
+            ),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("y");
+            let target = Target::open(Some(&path)).unwrap();
+            let mut answers = Answers::new(target, format, None, None, vec!["id".to_owned()]).unwrap();
+
+            answers.push_failed(1, &keys(&["a"]), "no").unwrap();
+            answers.push(2, &keys(&["b", "c"]), &outputs()[..1]).unwrap();
+            answers.push_failed(1, &keys(&["d"]), "no").unwrap();
+            answers.finish().unwrap();
+
+            assert_eq!(std::fs::read_to_string(path).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn what_was_kept_is_gone_on_with_as_if_nothing_had_been() {
+        for format in [Format::Npy, Format::Csv, Format::Jsonl] {
+            let (_folder, path, mut whole) = open(format, None, None);
+            whole.push(2, &[], &outputs()[..1]).unwrap();
+            whole.push(2, &[], &outputs()[..1]).unwrap();
+            whole.finish().unwrap();
+            let expected = std::fs::read(&path).unwrap();
+
+            let (_folder, path, mut first) = open(format, None, None);
+            let nothing = first.keep().unwrap();
+            first.push(2, &[], &outputs()[..1]).unwrap();
+            let (bytes, layout) = first.keep().unwrap().unwrap();
+            first.push(1, &[], &[Tensor::fp32("p", &[1, 2], &[9.0, 9.0])]).unwrap();
+            drop(first);
+            let target = Target::go_on(&path, bytes).unwrap();
+            let again = Answers::new(target, format, None, None, Vec::new()).unwrap();
+            let mut again = again.after(2, layout);
+            again.push(2, &[], &outputs()[..1]).unwrap();
+            again.finish().unwrap();
+
+            assert!(nothing.is_none());
+            assert_eq!(std::fs::read(path).unwrap(), expected, "{format:?}");
+        }
     }
 }

@@ -1,12 +1,14 @@
-//! Rows of numbers out of a `.csv` file, and one sentence for whatever is no number.
+//! Rows of cells out of a `.csv` file, and one sentence for whatever cannot be sent.
 
 use std::io::Read;
-use std::num::ParseFloatError;
-use std::str::FromStr;
 
 use csv::{Reader, ReaderBuilder, StringRecord, Trim};
 
-use crate::wire::tensor::Datatype;
+use super::block::{Block, Key};
+use super::columns::{CellFault, Choice, Chosen, ColumnFault, column};
+use super::rows::{InputFault, Source};
+use crate::wire::elements::{Elements, Scalar};
+use crate::wire::tensor::{Datatype, Tensor};
 
 /// Whether the first line names the columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,17 +26,22 @@ pub struct Table<R> {
     ahead: StringRecord,
     has_ahead: bool,
     names: Option<StringRecord>,
-    columns: usize,
-    push: PushNumber,
+    cells: usize,
+    chosen: Chosen,
+    datatype: Datatype,
+    input: String,
 }
-
-type PushNumber = fn(&str, &mut Vec<u8>) -> bool;
 
 impl<R: Read> Table<R> {
     /// # Errors
-    /// The file has no rows, its first line may be either, or numbers of `datatype` are not written in tables.
-    pub fn open(file: R, datatype: Datatype, first_line: FirstLine) -> Result<Self, TableFault> {
-        let push = push_number(datatype).ok_or(TableFault::Datatype(datatype))?;
+    /// The file has no rows or not the columns that are asked for, or its first line may be either.
+    pub fn open(
+        file: R,
+        datatype: Datatype,
+        first_line: FirstLine,
+        choice: &Choice,
+        input: &str,
+    ) -> Result<Self, TableFault> {
         let lines = ReaderBuilder::new()
             .has_headers(false)
             .flexible(true)
@@ -45,13 +52,15 @@ impl<R: Read> Table<R> {
             ahead: StringRecord::new(),
             has_ahead: false,
             names: None,
-            columns: 0,
-            push,
+            cells: 0,
+            chosen: Chosen::default(),
+            datatype,
+            input: input.to_owned(),
         };
         if !table.look_ahead()? {
             return Err(TableFault::Empty);
         }
-        table.columns = table.ahead.len();
+        table.cells = table.ahead.len();
         let numbers = table.ahead.iter().all(|cell| cell.parse::<f64>().is_ok());
         match first_line {
             FirstLine::Unsaid if numbers => return Err(TableFault::NamesOrRow),
@@ -61,47 +70,50 @@ impl<R: Read> Table<R> {
                 table.has_ahead = false;
             }
         }
+        table.chosen = match &table.names {
+            Some(names) => choice.by_name(&names.iter().map(str::to_owned).collect::<Vec<_>>())?,
+            None => choice.by_position(table.cells)?,
+        };
         if !table.look_ahead()? {
             return Err(TableFault::NoRows);
         }
         Ok(table)
     }
 
-    pub fn columns(&self) -> usize {
-        self.columns
-    }
-
-    /// Bytes of the file that have been taken; the buffer reads ahead of this.
-    pub fn bytes_taken(&self) -> u64 {
-        self.lines.position().byte()
-    }
-
-    /// Appends the numbers of the next row to `data`; false at the end of the file.
-    ///
-    /// # Errors
-    /// The line has another number of cells, or one that is no number of the datatype.
-    pub fn read_row(&mut self, datatype: Datatype, data: &mut Vec<u8>) -> Result<bool, TableFault> {
+    /// Appends the cells of the next row; false at the end of the file.
+    fn read_row(&mut self, elements: &mut Elements, keys: &mut Vec<Vec<Key>>) -> Result<bool, TableFault> {
         if !self.look_ahead()? {
             return Ok(false);
         }
         self.has_ahead = false;
-        let line = line(&self.ahead);
-        if self.ahead.len() != self.columns {
+        let line = self.ahead.position().map_or(0, csv::Position::line);
+        if self.ahead.len() != self.cells {
             return Err(TableFault::Cells {
                 line,
                 came: self.ahead.len(),
-                wanted: self.columns,
+                wanted: self.cells,
             });
         }
-        for (index, cell) in self.ahead.iter().enumerate() {
-            if !(self.push)(cell, data) {
-                return Err(TableFault::Cell {
-                    line,
-                    column: self.column(index),
-                    cell: shown(cell),
-                    datatype,
-                });
+        for &place in &self.chosen.columns {
+            // As many cells as the first line has, which the places are of.
+            let cell = self.ahead.get(place).unwrap_or_default();
+            if push(cell, self.datatype, elements) {
+                continue;
             }
+            let name = self.names.as_ref().and_then(|names| names.get(place));
+            let place = format!("line {line}, column {}", column(place, name));
+            return Err(match cell {
+                "" => CellFault::Missing { place }.into(),
+                cell => CellFault::value(place, cell, self.datatype).into(),
+            });
+        }
+        if !self.chosen.keys.is_empty() {
+            let cells = self
+                .chosen
+                .keys
+                .iter()
+                .map(|&place| self.ahead.get(place).unwrap_or_default());
+            keys.push(cells.map(|cell| Key::Text(cell.to_owned())).collect());
         }
         Ok(true)
     }
@@ -112,63 +124,72 @@ impl<R: Read> Table<R> {
         }
         Ok(self.has_ahead)
     }
+}
 
-    fn column(&self, index: usize) -> String {
-        match self.names.as_ref().and_then(|names| names.get(index)) {
-            Some(name) if !name.is_empty() => format!("{} (`{}`)", index + 1, shown(name)),
-            _ => (index + 1).to_string(),
+impl<R: Read + Send> Source for Table<R> {
+    fn read(&mut self, rows: usize) -> Result<Option<Block>, InputFault> {
+        let columns = self.chosen.columns.len();
+        let mut elements = Elements::new(self.datatype, rows.min(RESERVED_MAX) * columns);
+        let mut keys = Vec::new();
+        let mut count = 0;
+        while count < rows && self.read_row(&mut elements, &mut keys)? {
+            count += 1;
         }
+        Ok((count > 0).then(|| Block {
+            inputs: vec![Tensor {
+                name: self.input.clone(),
+                datatype: self.datatype,
+                shape: vec![count, columns],
+                data: elements.finish(),
+            }],
+            keys,
+        }))
+    }
+
+    fn skip(&mut self, rows: u64) -> Result<(), InputFault> {
+        for _ in 0..rows {
+            if !self.look_ahead()? {
+                break;
+            }
+            self.has_ahead = false;
+        }
+        Ok(())
+    }
+
+    fn taken_bytes(&self) -> u64 {
+        self.lines.position().byte()
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.chosen.columns.len() * self.datatype.element_bytes().unwrap_or(TEXT_BYTES_GUESS)
+    }
+
+    fn key_names(&self) -> &[String] {
+        &self.chosen.key_names
     }
 }
 
-fn line(record: &StringRecord) -> u64 {
-    record.position().map_or(0, csv::Position::line)
-}
-
-/// A cell as a message may hold it.
-fn shown(cell: &str) -> String {
-    match cell.char_indices().nth(SHOWN_MAX) {
-        Some((end, _)) => format!("{}…", &cell[..end]),
-        None => cell.to_owned(),
-    }
-}
-
-fn push_number(datatype: Datatype) -> Option<PushNumber> {
-    macro_rules! integer {
-        ($type:ty) => {
-            |cell, data| push(cell.parse::<$type>().map(<$type>::to_le_bytes), data)
-        };
-    }
-    Some(match datatype {
-        Datatype::Uint8 => integer!(u8),
-        Datatype::Uint16 => integer!(u16),
-        Datatype::Uint32 => integer!(u32),
-        Datatype::Uint64 => integer!(u64),
-        Datatype::Int8 => integer!(i8),
-        Datatype::Int16 => integer!(i16),
-        Datatype::Int32 => integer!(i32),
-        Datatype::Int64 => integer!(i64),
-        Datatype::Fp32 => |cell, data| fits(cell, f32::is_infinite) && push(float(cell, f32::to_le_bytes), data),
-        Datatype::Fp64 => |cell, data| fits(cell, f64::is_infinite) && push(float(cell, f64::to_le_bytes), data),
-        Datatype::Bool | Datatype::Fp16 | Datatype::Bf16 | Datatype::Bytes => return None,
-    })
-}
-
-fn push<const N: usize, E>(bytes: Result<[u8; N], E>, data: &mut Vec<u8>) -> bool {
-    bytes.map(|bytes| data.extend(bytes)).is_ok()
-}
-
-fn float<T: FromStr<Err = ParseFloatError>, const N: usize>(
-    cell: &str,
-    bytes: fn(T) -> [u8; N],
-) -> Result<[u8; N], ParseFloatError> {
-    cell.parse().map(bytes)
-}
-
-/// Rust reads a number that is too big as infinity; only a cell that says infinity means it.
-fn fits<T: FromStr>(cell: &str, is_infinite: fn(T) -> bool) -> bool {
-    let says_infinity = || cell.trim_start_matches(['+', '-']).starts_with(['i', 'I']);
-    cell.parse().is_ok_and(|number| !is_infinite(number) || says_infinity())
+/// Appends a cell; false if it is nothing of that datatype.
+fn push(cell: &str, datatype: Datatype, elements: &mut Elements) -> bool {
+    // `nan` and `inf` are numbers of a table, and no others begin with a letter.
+    let is_word = cell
+        .trim_start_matches(['+', '-'])
+        .starts_with(|first: char| first.is_ascii_alphabetic());
+    let scalar = match (datatype, cell) {
+        (Datatype::Bytes, text) => Scalar::Text(text.into()),
+        (_, "") => return false,
+        (Datatype::Bool, text) => match &*text.to_ascii_lowercase() {
+            "true" => Scalar::Bool(true),
+            "false" => Scalar::Bool(false),
+            _ => return false,
+        },
+        (_, word) if is_word => match word.parse() {
+            Ok(number) => Scalar::Float(number),
+            Err(_) => return false,
+        },
+        (_, number) => Scalar::Decimal(number),
+    };
+    elements.push(&scalar).is_ok()
 }
 
 /// Why a table cannot be sent as rows.
@@ -182,34 +203,31 @@ pub enum TableFault {
     NamesOrRow,
     #[error("line {line} has {came} cells, the first line has {wanted}")]
     Cells { line: u64, came: usize, wanted: usize },
-    #[error("line {line}, column {column}: `{cell}` is not a number of datatype {datatype}")]
-    Cell {
-        line: u64,
-        column: String,
-        cell: String,
-        datatype: Datatype,
-    },
-    #[error(
-        "a table holds numbers, so --datatype {0} is not for it; allowed are FP32, FP64, INT8/16/32/64 and UINT8/16/32/64"
-    )]
-    Datatype(Datatype),
+    #[error(transparent)]
+    Cell(#[from] CellFault),
+    #[error(transparent)]
+    Columns(#[from] ColumnFault),
     #[error("it cannot be read as comma-separated text")]
     Text(#[from] csv::Error),
 }
 
-const SHOWN_MAX: usize = 32;
+/// Rows that memory is taken for before they have come.
+const RESERVED_MAX: usize = 256;
+/// The length of a text is not known before it is read; words and short sentences, as a rule.
+pub const TEXT_BYTES_GUESS: usize = 32;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn rows(text: &str, datatype: Datatype, first_line: FirstLine) -> Result<(usize, Vec<u8>), TableFault> {
-        let mut table = Table::open(text.as_bytes(), datatype, first_line)?;
+    fn rows(text: &str, datatype: Datatype, first_line: FirstLine) -> Result<(usize, Vec<u8>), InputFault> {
+        let mut table = Table::open(text.as_bytes(), datatype, first_line, &Choice::default(), "")?;
         let (mut count, mut data) = (0, Vec::new());
-        while table.read_row(datatype, &mut data)? {
-            count += 1;
+        while let Some(block) = table.read(1)? {
+            count += block.rows();
+            data.extend_from_slice(&block.inputs[0].data);
         }
-        assert_eq!(table.bytes_taken(), text.len() as u64);
+        assert_eq!(table.taken_bytes(), text.len() as u64);
         Ok((count, data))
     }
 
@@ -241,7 +259,7 @@ mod tests {
         let (_, data) = rows("-128\n127\n", Datatype::Int8, FirstLine::Row).unwrap();
 
         assert_eq!(data, [0x80, 0x7f]);
-        for cell in ["128", "1.0", "1e2", ""] {
+        for cell in ["128", "1.5", "1e3", "nan", "x"] {
             let text = format!("1,2\n3,{cell}\n");
             let fault = fault(&text, Datatype::Int8, FirstLine::Row);
             assert!(fault.starts_with(&format!("line 2, column 2: `{cell}`")), "{fault}");
@@ -273,14 +291,13 @@ mod tests {
             (
                 "a,b\n1,\n",
                 FirstLine::Names,
-                "line 2, column 2 (`b`): `` is not a number",
+                "line 2, column 2 (`b`): the value is missing",
             ),
         ] {
             let fault = fault(text, Datatype::Fp32, first_line);
 
             assert!(fault.contains(sentence), "{fault}");
         }
-        assert!(fault("1\n", Datatype::Bytes, FirstLine::Row).contains("--datatype BYTES"));
     }
 
     #[test]
@@ -288,5 +305,35 @@ mod tests {
         let text = format!("{}\n", "é".repeat(1_000));
 
         assert!(fault(&text, Datatype::Fp32, FirstLine::Row).chars().count() < 120);
+    }
+
+    #[test]
+    fn the_columns_asked_for_are_read_in_that_order_and_keys_beside_them() {
+        let choice = Choice {
+            columns: ["c", "a"].map(str::to_owned).into(),
+            keys: vec!["id".to_owned()],
+        };
+        let text = "id,a,b,c\n007,1,x,3\n008,4,,6\n";
+        let mut table = Table::open(text.as_bytes(), Datatype::Int8, FirstLine::Unsaid, &choice, "").unwrap();
+
+        table.skip(1).unwrap();
+        let block = table.read(5).unwrap().unwrap();
+
+        assert_eq!(
+            (&block.inputs[0].shape[..], &block.inputs[0].data[..]),
+            (&[1, 2][..], &[6, 4][..])
+        );
+        assert_eq!(block.keys, [[Key::Text("008".to_owned())]]);
+        assert_eq!(table.key_names(), ["id"]);
+    }
+
+    #[test]
+    fn truths_and_texts_are_read_where_the_model_takes_them() {
+        let (_, truths) = rows("a,b\ntrue,False\n", Datatype::Bool, FirstLine::Unsaid).unwrap();
+        let (_, texts) = rows("a\nred\n\"\"\n", Datatype::Bytes, FirstLine::Unsaid).unwrap();
+
+        assert_eq!(truths, [1, 0]);
+        assert_eq!(texts, b"\x03\0\0\0red\0\0\0\0");
+        assert!(fault("1\n", Datatype::Bool, FirstLine::Row).contains("`1` is not true or false"));
     }
 }

@@ -1,6 +1,7 @@
 //! What is counted while the answers come in: the progress bar, the summary, and the rows that failed.
 
 use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -10,10 +11,14 @@ use crate::client::latency::Latencies;
 
 pub struct Tally {
     started: Instant,
+    /// Rows that an earlier run has done.
+    rows_before: u64,
     rows: u64,
     jobs: u64,
     failed_rows: u64,
     first_failures: Vec<Failure>,
+    /// The file of all of them.
+    listed_in: Option<PathBuf>,
     latencies: Latencies,
     bar: ProgressBar,
 }
@@ -40,23 +45,42 @@ impl Tally {
         }
         Self {
             started: Instant::now(),
+            rows_before: 0,
             rows: 0,
             jobs: 0,
             failed_rows: 0,
             first_failures: Vec::new(),
+            listed_in: None,
             latencies: Latencies::default(),
             bar,
         }
     }
 
+    /// Goes on where an earlier run has stopped; rates and times are of this one.
+    #[must_use]
+    pub fn after(self, rows: u64, jobs: u64, failed_rows: u64) -> Self {
+        self.bar.set_position(rows);
+        self.bar.reset_eta();
+        Self {
+            rows_before: rows,
+            rows,
+            jobs,
+            failed_rows,
+            ..self
+        }
+    }
+
+    pub fn jobs(&self) -> u64 {
+        self.jobs
+    }
+
+    pub fn failed_rows(&self) -> u64 {
+        self.failed_rows
+    }
+
     /// Rows that were counted so far.
     pub fn rows(&self) -> u64 {
         self.rows
-    }
-
-    /// True until the first job has ended, one way or the other.
-    pub fn is_empty(&self) -> bool {
-        self.jobs == 0
     }
 
     pub fn answered(&mut self, rows: usize, latency: Duration) {
@@ -81,10 +105,22 @@ impl Tally {
         self.rows += rows as u64;
     }
 
-    /// Moves the bar; `total` may be a guess.
+    /// Says where all rows are listed that failed.
+    pub fn listed_in(&mut self, path: Option<&Path>) {
+        self.listed_in = path.map(Path::to_owned);
+    }
+
+    /// Moves the bar; `total` may be a guess, and 0 is none.
     pub fn show(&self, total: u64) {
-        self.bar.set_length(total.max(self.rows));
+        if total > 0 {
+            self.bar.set_length(total.max(self.rows));
+        }
         self.bar.set_position(self.rows);
+    }
+
+    /// Takes the bar away, before anything else is said.
+    pub fn hide(&self) {
+        self.bar.finish_and_clear();
     }
 
     /// The line at the end.
@@ -97,7 +133,7 @@ impl Tally {
             counted(self.rows, "row"),
             counted(self.jobs, "job"),
             counted(self.failed_rows, "row"),
-            self.rows as f64 / seconds.max(1e-9),
+            (self.rows - self.rows_before) as f64 / seconds.max(1e-9),
             millis(0.5),
             millis(0.99),
         )
@@ -113,6 +149,9 @@ impl Tally {
         let named_rows: u64 = self.first_failures.iter().map(|failure| failure.rows).sum();
         if named_rows < self.failed_rows {
             named.push(format!("\n  and {} more", self.failed_rows - named_rows));
+        }
+        if let Some(path) = &self.listed_in {
+            named.push(format!("\n  all of them are listed in {}", path.display()));
         }
         Err(RowsFailed {
             failed: self.failed_rows,
@@ -187,5 +226,23 @@ mod tests {
         assert!(error.starts_with(expected), "{error}");
         assert!(error.ends_with("\n  and 6 more"), "{error}");
         assert!(Tally::new().verdict().is_ok());
+    }
+
+    #[test]
+    fn what_an_earlier_run_has_done_counts_for_the_rows_and_not_for_the_rate() {
+        let mut tally = Tally::new().after(1_000_000, 10, 3);
+        tally.answered(5, Duration::from_millis(10));
+
+        let summary = tally.summary();
+
+        assert!(
+            summary.starts_with("1000005 rows in 11 jobs, 3 rows failed"),
+            "{summary}"
+        );
+        let error = tally.verdict().unwrap_err().to_string();
+        assert!(
+            error.contains("3 of 1000005 rows") && error.ends_with("\n  and 3 more"),
+            "{error}"
+        );
     }
 }

@@ -1,10 +1,14 @@
-//! Where answers are written: a stream, or a file that appears only when it is complete.
+//! Where answers are written: a stream, or a file that has its name only when it is complete.
+//!
+//! Until then it is called `NAME.partial`, which nobody takes for the whole, and which an interrupted run may leave for the next
+//! one to go on with ([`super::resume`]).
 
-use std::fs::{self, File, OpenOptions};
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-/// Dropped before [`Target::finish`], it removes what it has written of a file.
+/// Dropped before [`Target::finish`] or [`Target::keep`], it removes what it has written of a file.
 pub enum Target {
     Stream(Stream),
     File(PartFile),
@@ -24,20 +28,25 @@ impl Target {
         let Some(path) = path else {
             return Ok(Self::Stream(Stream::new(None, io::stdout())));
         };
-        let error = |cause| OutputError::file(path, cause);
-        match fs::metadata(path) {
-            Ok(there) if there.is_dir() => Err(error(io::ErrorKind::IsADirectory.into())),
-            Ok(there) if there.is_file() => {
-                // Behind a link lies the file that is meant; the link itself stays.
-                let real = fs::canonicalize(path).map_err(error)?;
-                Ok(Self::File(PartFile::create(&real)?))
-            }
+        match place(path)? {
+            Place::File(real) => Ok(Self::File(PartFile::create(&real)?)),
             // A file in the place of `/dev/null` would be the end of the machine's.
-            Ok(_) => {
-                let file = OpenOptions::new().write(true).open(path).map_err(error)?;
+            Place::Device => {
+                let file = OpenOptions::new().write(true).open(path);
+                let file = file.map_err(|cause| OutputError::file(path, cause))?;
                 Ok(Self::Stream(Stream::new(Some(path), file)))
             }
-            Err(_) => Ok(Self::File(PartFile::create(path)?)),
+        }
+    }
+
+    /// Goes on after the first `bytes` bytes of what an earlier run has kept.
+    ///
+    /// # Errors
+    /// It is gone, or shorter, or another run writes it.
+    pub fn go_on(path: &Path, bytes: u64) -> Result<Self, OutputError> {
+        match place(path)? {
+            Place::File(real) => Ok(Self::File(PartFile::go_on(&real, bytes)?)),
+            Place::Device => Err(OutputError::file(path, io::ErrorKind::NotSeekable.into())),
         }
     }
 
@@ -49,6 +58,25 @@ impl Target {
         match self {
             Self::Stream(mut stream) => stream.out.flush().map_err(|cause| stream.error(cause)),
             Self::File(part) => part.finish(),
+        }
+    }
+
+    /// Puts on disk what was written, so that it outlasts this process, and returns how many bytes that are; `None` of a
+    /// stream.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn keep(&mut self) -> Result<Option<u64>, OutputError> {
+        match self {
+            Self::Stream(_) => Ok(None),
+            Self::File(part) => part.keep().map(Some),
+        }
+    }
+
+    /// Lets go of what was kept: it is removed in the end.
+    pub fn discard(&mut self) {
+        if let Self::File(part) = self {
+            part.is_kept = false;
         }
     }
 
@@ -72,9 +100,38 @@ impl Target {
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), OutputError> {
         match self {
             Self::Stream(stream) => stream.out.write_all(bytes).map_err(|cause| stream.error(cause)),
-            Self::File(part) => part.file.write_all(bytes).map_err(|cause| part.error(cause)),
+            Self::File(part) => {
+                part.bytes += bytes.len() as u64;
+                part.file.write_all(bytes).map_err(|cause| part.error(cause))
+            }
         }
     }
+}
+
+/// What a name stands for.
+pub enum Place {
+    /// A file, or none yet; behind a link lies the one that is meant, and the link itself stays.
+    File(PathBuf),
+    Device,
+}
+
+/// # Errors
+/// It is a folder.
+pub fn place(path: &Path) -> Result<Place, OutputError> {
+    let error = |cause| OutputError::file(path, cause);
+    match fs::metadata(path) {
+        Ok(there) if there.is_dir() => Err(error(io::ErrorKind::IsADirectory.into())),
+        Ok(there) if there.is_file() => fs::canonicalize(path).map(Place::File).map_err(error),
+        Ok(_) => Ok(Place::Device),
+        Err(_) => Ok(Place::File(path.to_owned())),
+    }
+}
+
+/// The path with more at the end of its name.
+pub fn beside(path: &Path, more: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(more);
+    name.into()
 }
 
 impl Stream {
@@ -93,37 +150,74 @@ impl Stream {
     }
 }
 
-/// A file under a temporary name beside its real one.
+/// A file under another name, beside its real one.
 pub struct PartFile {
     path: PathBuf,
     part: PathBuf,
     file: BufWriter<File>,
+    bytes: u64,
+    /// Whether it stays when this is dropped.
+    is_kept: bool,
 }
 
 impl PartFile {
     fn create(path: &Path) -> Result<Self, OutputError> {
-        let error = |cause| OutputError::file(path, cause);
-        let Some(name) = path.file_name() else {
-            return Err(error(io::ErrorKind::InvalidFilename.into()));
-        };
-        let part = format!(".{}.{:08x}.part", name.to_string_lossy(), fastrand::u32(..));
-        let part = path.with_file_name(part);
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&part)
-            .map_err(error)?;
+        if path.file_name().is_none() {
+            return Err(OutputError::file(path, io::ErrorKind::InvalidFilename.into()));
+        }
+        // What an earlier run has left is written over, though not while that run goes on.
+        let mut options = OpenOptions::new();
+        let part = Self::open(path, options.write(true).create(true).truncate(false), false)?;
+        part.file.get_ref().set_len(0).map_err(|cause| part.error(cause))?;
+        Ok(part)
+    }
+
+    fn go_on(path: &Path, bytes: u64) -> Result<Self, OutputError> {
+        let mut part = Self::open(path, OpenOptions::new().write(true), true)?;
+        let file = part.file.get_mut();
+        let came = file.metadata().map_or(0, |metadata| metadata.len());
+        if came < bytes {
+            let part = part.part.clone();
+            return Err(OutputError::Short { part, came, bytes });
+        }
+        // What came after the last note is computed again.
+        let ready = file.set_len(bytes).and_then(|()| file.seek(SeekFrom::End(0)));
+        ready.map_err(|cause| part.error(cause))?;
+        part.bytes = bytes;
+        Ok(part)
+    }
+
+    fn open(path: &Path, options: &OpenOptions, is_kept: bool) -> Result<Self, OutputError> {
+        let part = beside(path, PARTIAL);
+        let file = options.open(&part).map_err(|cause| OutputError::file(path, cause))?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => return Err(OutputError::Busy(part)),
+            // A file system without locks.
+            Err(TryLockError::Error(_)) | Ok(()) => {}
+        }
         Ok(Self {
             path: path.to_owned(),
             part,
             file: BufWriter::new(file),
+            bytes: 0,
+            is_kept,
         })
+    }
+
+    fn keep(&mut self) -> Result<u64, OutputError> {
+        let flushed = self.file.flush().and_then(|()| self.file.get_ref().sync_data());
+        flushed.map_err(|cause| self.error(cause))?;
+        self.is_kept = true;
+        Ok(self.bytes)
     }
 
     fn finish(mut self) -> Result<(), OutputError> {
         let complete = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
         let named = complete.and_then(|()| fs::rename(&self.part, &self.path));
-        named.map_err(|cause| self.error(cause))
+        named.map_err(|cause| self.error(cause))?;
+        // Another run may have begun under the old name by now.
+        self.is_kept = true;
+        Ok(())
     }
 
     fn error(&self, cause: io::Error) -> OutputError {
@@ -133,8 +227,10 @@ impl PartFile {
 
 impl Drop for PartFile {
     fn drop(&mut self) {
-        // After the renaming there is nothing under this name.
-        let _ = fs::remove_file(&self.part);
+        if !self.is_kept {
+            // After the renaming there is nothing under this name.
+            let _ = fs::remove_file(&self.part);
+        }
     }
 }
 
@@ -149,6 +245,10 @@ pub enum OutputError {
     },
     #[error("cannot write to standard output")]
     Stdout(#[source] io::Error),
+    #[error("another run is writing {}: give --output another name", .0.display())]
+    Busy(PathBuf),
+    #[error("{} has {came} bytes, fewer than the {bytes} that were noted: leave --resume out to start anew", part.display())]
+    Short { part: PathBuf, came: u64, bytes: u64 },
 }
 
 impl OutputError {
@@ -159,6 +259,9 @@ impl OutputError {
         }
     }
 }
+
+/// What the name of an unfinished file ends in.
+pub const PARTIAL: &str = ".partial";
 
 #[cfg(test)]
 mod tests {
@@ -243,5 +346,42 @@ mod tests {
 
             assert_eq!(error.to_string(), format!("cannot write {}", path.display()));
         }
+    }
+
+    #[test]
+    fn what_was_kept_is_gone_on_with_after_what_was_noted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("y.csv");
+
+        let mut target = Target::open(Some(&path)).unwrap();
+        target.write(b"one,two").unwrap();
+        let noted = target.keep().unwrap().unwrap();
+        target.write(b",lost").unwrap();
+        drop(target);
+        assert_eq!(names(folder.path()), ["y.csv.partial"]);
+        let mut target = Target::go_on(&path, noted).unwrap();
+        target.write(b",three").unwrap();
+        target.finish().unwrap();
+
+        assert_eq!(fs::read_to_string(&path).unwrap(), "one,two,three");
+        assert_eq!(names(folder.path()), ["y.csv"]);
+        assert!(Target::go_on(&path, 1).is_err(), "there is nothing to go on with");
+    }
+
+    #[test]
+    fn two_runs_do_not_write_one_file_and_a_shorter_one_is_not_gone_on_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("y.csv");
+
+        let mut target = Target::open(Some(&path)).unwrap();
+        target.write(b"one").unwrap();
+        let busy = Target::open(Some(&path)).err().unwrap().to_string();
+        target.keep().unwrap();
+        drop(target);
+        let short = Target::go_on(&path, 9).err().unwrap().to_string();
+
+        assert!(busy.contains("another run is writing"), "{busy}");
+        assert!(short.contains("has 3 bytes, fewer than the 9"), "{short}");
+        assert_eq!(names(folder.path()), ["y.csv.partial"], "it may be of use yet");
     }
 }
