@@ -1,7 +1,7 @@
 # Everything here sets up what it needs: a Rust toolchain, git and make are enough on Debian and Ubuntu.
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test test-brokers chart chart-docs chart-golden image-check
-.PHONY: bench bench-growth bench-batching bench-scaling bench-client bench-smoke chaos drains soak fuzz lint models clean
+.PHONY: bench bench-growth bench-batching bench-scaling bench-client bench-predict bench-smoke chaos drains soak fuzz lint models clean
 
 TRAIN := target/train
 FUZZ_SECONDS ?= 60
@@ -58,6 +58,9 @@ bench-scaling: setup ## Simulate how a fleet follows its backlog under KEDA and 
 bench-client: setup ## Measure what a call of the client library adds to an echo round trip; 3 minutes
 	benches/client --json target/client.json
 
+bench-predict: setup ## Measure inferq predict on a million rows against a full queue; 10 minutes
+	benches/predict --json target/predict.json
+
 # Built like the tests, since an optimised build takes minutes; the figures say nothing.
 bench-smoke: setup ## Run every benchmark briefly: do they still work?
 	cargo test --locked --bench micro
@@ -67,6 +70,7 @@ bench-smoke: setup ## Run every benchmark briefly: do they still work?
 	benches/batching --quick --profile dev
 	benches/scaling/run --quick
 	benches/client --quick --profile dev
+	benches/predict --quick --profile dev
 	benches/gpu/smoke
 
 # For every version that is to be served, the path of its rabbitmq-server.

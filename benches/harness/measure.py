@@ -138,11 +138,11 @@ class Bench:
             result |= {"batch_rows": rows / max(count, 1), "run_us": 1e6 * seconds / max(count, 1)}
         return result | {name: value for name, value in did.items() if name.endswith("_ms")}
 
-    def backlog(self, start, queue: str, jobs: int) -> dict:
+    def backlog(self, start, queue: str, jobs: int, rows: int = 1) -> dict:
         """So many jobs wait when the worker starts; all are answered before its memory is read."""
         with self.serving(start, queue) as worker:
             worker.stop()
-            load = subprocess.Popen(self.load_command(worker, 1, "fill", jobs), stdout=subprocess.PIPE, text=True)
+            load = subprocess.Popen(self.load_command(worker, rows, "fill", jobs), stdout=subprocess.PIPE, text=True)
             try:
                 if load.stdout.readline() != "filled\n":
                     fail("the queue could not be filled")
