@@ -32,6 +32,9 @@
 //!
 //! For tests only: `src/worker/simulation/`, which runs these rules against a model broker in schedules drawn from seeds.
 //!
+//! Replies and their confirms go past the AMQP client: `src/broker/frames.rs` writes and reads their frames,
+//! `src/broker/post.rs` carries them, `src/broker/stream.rs` is where they meet what the client writes and reads.
+//!
 //! Around it: `src/wire/` the messages; `src/broker/` connections and topology; `src/model/` what a repository holds;
 //! `src/client/` the producer's side; `src/cli/` one file a subcommand; `src/telemetry/` metrics, traces, health, logs;
 //! `src/config.rs` and `src/error.rs` one home each.

@@ -14,16 +14,17 @@ use lapin::{AsyncTcpStream, Connection, ConnectionProperties, ErrorKind};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::gate::Gate;
+use super::frames::FRAME_MAX;
+use super::post::Post;
 use super::stream::{self, Screened};
 use super::tls::{self, Problem};
 use super::{BrokerError, is_refusal};
 use crate::config::BrokerConfig;
 
-/// A connection, and the gate before its socket.
+/// A connection, and what goes past its client.
 pub struct Connected {
     client: Connection,
-    pub gate: Gate,
+    pub post: Post,
 }
 
 impl Deref for Connected {
@@ -81,9 +82,9 @@ impl Attempt<'_> {
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
         let who = who(&uri);
         let vhost = uri.vhost.clone();
-        let gate = Gate::default();
+        let post = Post::default();
         // The client asks once, since its own retries are off.
-        let stream = Mutex::new(Some(AsyncTcpStream::Plain(Screened::new(stream, gate.clone()))));
+        let stream = Mutex::new(Some(AsyncTcpStream::Plain(Screened::new(stream, post.clone()))));
         let hand_over = async move |_, _| {
             let stream = stream.lock().ok().and_then(|mut stream| stream.take());
             stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected).into())
@@ -101,7 +102,7 @@ impl Attempt<'_> {
             _ => self.said(error.to_string()),
         })?;
         hangup.disarm();
-        Ok(Connected { client, gate })
+        Ok(Connected { client, post })
     }
 
     /// Connects to one of the addresses that the name stands for at this moment, in random order.
@@ -211,6 +212,13 @@ pub fn uri(config: &BrokerConfig) -> Result<AMQPUri, BrokerError> {
     }
     // lapin takes the broker's 60 s unless asked, and sees a dead peer only after two of them.
     uri.query.heartbeat.get_or_insert(seconds(config.heartbeat));
+    // What is screened is held back until all of a frame is there: less is possible, more is not.
+    uri.query.frame_max = Some(
+        uri.query
+            .frame_max
+            .filter(|bytes| (1..FRAME_MAX).contains(bytes))
+            .unwrap_or(FRAME_MAX),
+    );
     if current.is_tls() {
         if config.client_certificate_file.is_some() && login.is_none() {
             uri.query.auth_mechanism.get_or_insert(SASLMechanism::External);

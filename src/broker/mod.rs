@@ -3,9 +3,10 @@
 pub mod backoff;
 pub mod compare;
 pub mod connection;
-pub mod gate;
+pub mod frames;
 pub mod link;
 pub mod permission;
+pub mod post;
 pub mod screen;
 pub mod stream;
 pub mod tls;

@@ -9,15 +9,18 @@
 //! # Source
 //! AMQP 0-9-1, sections 2.3 and 4.2; types as RabbitMQ sends them (its "AMQP 0-9-1 Errata", section 3).
 
+use lapin::types::ChannelId;
+
 /// What a frame begins with: its type, its channel, and the length of its payload. One byte follows the payload.
 pub const HEAD_BYTES: usize = 7;
 pub const END_BYTES: usize = 1;
 
-/// Of the frame types those in which senders have a say.
+/// Of the frame types those that belong to a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Method,
     ContentHeader,
+    Body,
     Other,
 }
 
@@ -25,6 +28,7 @@ pub enum Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame {
     pub kind: Kind,
+    pub channel: ChannelId,
     /// With head and end.
     pub bytes: usize,
 }
@@ -33,14 +37,16 @@ impl Frame {
     /// Reads the head of a frame; `None` before all of it is there.
     pub fn begin(bytes: &[u8]) -> Option<Self> {
         let head = bytes.first_chunk::<HEAD_BYTES>()?;
-        let [kind, _, _, length @ ..] = *head;
+        let [kind, channel_0, channel_1, length @ ..] = *head;
         let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
         Some(Self {
             kind: match kind {
                 1 => Kind::Method,
                 2 => Kind::ContentHeader,
+                3 => Kind::Body,
                 _ => Kind::Other,
             },
+            channel: ChannelId::from_be_bytes([channel_0, channel_1]),
             bytes: length.saturating_add(HEAD_BYTES + END_BYTES),
         })
     }
@@ -56,7 +62,8 @@ impl Frame {
         let _ = match self.kind {
             Kind::Method => cursor.method(),
             Kind::ContentHeader => cursor.content_header(),
-            Kind::Other => None,
+            // Its bytes mean nothing to the client.
+            Kind::Body | Kind::Other => None,
         };
     }
 }
@@ -209,8 +216,9 @@ fn mend(text: &mut [u8]) {
     }
 }
 
+/// What a property is written as.
 #[derive(Clone, Copy)]
-enum Property {
+pub enum Property {
     Text,
     Table,
     Bytes(usize),
@@ -218,7 +226,7 @@ enum Property {
 
 /// The properties of `basic`, in the order of their flags: content type and encoding, headers, delivery mode, priority,
 /// correlation id, reply-to, expiration, message id, timestamp, type, user id, app id, and one that is reserved.
-const PROPERTIES: [Property; 14] = {
+pub const PROPERTIES: [Property; 14] = {
     use Property::{Bytes, Table, Text};
     [
         Text,
@@ -237,6 +245,8 @@ const PROPERTIES: [Property; 14] = {
         Text,
     ]
 };
+/// Its place among them.
+pub const MESSAGE_ID: usize = 8;
 const CLASS_WEIGHT_AND_BODY_SIZE: usize = 2 + 2 + 8;
 /// The type of a value of bytes that mean nothing to anybody here.
 const BYTES: u8 = b'x';

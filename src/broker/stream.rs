@@ -1,7 +1,8 @@
-//! The stream that the AMQP client works on: every frame is screened ([`super::screen`]) before the client reads it.
+//! The stream that the AMQP client works on: every frame is screened ([`super::screen`]) before the client reads it, and what
+//! is not for the client goes past it ([`super::post`]).
 //!
 //! It lies above TLS, where frames are plain. What comes in is screened in the client's own memory; only a frame whose end is
-//! still to come is held back and copied. What goes out is passed through, past the [`Gate`].
+//! still to come is held back and copied. What goes out is passed through, and between the client's frames the post.
 
 use std::future::Future;
 use std::io::{self, IoSlice, Read, Write};
@@ -20,8 +21,8 @@ use futures_util::io::{AsyncRead, AsyncWrite};
 use lapin::AsyncTcpStream;
 use tokio::net::TcpStream;
 
-use super::gate::Gate;
-use super::screen::{Frame, Kind};
+use super::frames::{FRAME_BYTES_MAX, Writing};
+use super::post::{self, Post};
 
 /// A connection to the broker, encrypted or not.
 type Wire = AsyncTcpStream<Compat<TcpStream>>;
@@ -29,28 +30,32 @@ type Wire = AsyncTcpStream<Compat<TcpStream>>;
 /// A stream of AMQP frames that the client can read without harm.
 pub struct Screened<S = Wire> {
     wire: S,
-    /// Kept by those who publish many messages at a time.
-    gate: Gate,
+    post: Post,
+    /// Where the client is in what it writes.
+    client: Writing,
+    /// Messages that leave, of which `left` bytes have.
+    leaving: Vec<u8>,
+    left: usize,
     /// What has come in and is held back. `read` bytes of it the client has, up to `screened` it may have, and up to `filled`
     /// there are any.
     bytes: Vec<u8>,
     read: usize,
     screened: usize,
     filled: usize,
-    /// Bytes of the current frame that need no screening and have not come yet.
-    passing: usize,
 }
 
 impl<S> Screened<S> {
-    pub fn new(wire: S, gate: Gate) -> Self {
+    pub fn new(wire: S, post: Post) -> Self {
         Self {
             wire,
-            gate,
-            bytes: vec![0; BUFFER_BYTES],
+            post,
+            client: Writing::new(),
+            leaving: Vec::new(),
+            left: 0,
+            bytes: vec![0; FRAME_BYTES_MAX],
             read: 0,
             screened: 0,
             filled: 0,
-            passing: 0,
         }
     }
 
@@ -80,11 +85,11 @@ impl<S: AsyncRead + Unpin> Screened<S> {
     /// client may have, and whether there will be more.
     fn poll_direct(&mut self, context: &mut Context<'_>, to: &mut [u8]) -> Poll<io::Result<(usize, bool)>> {
         let came = ready!(Pin::new(&mut self.wire).poll_read(context, to))?;
-        let screened = screen(&mut self.passing, &mut to[..came]);
-        self.filled = came - screened;
+        let sifted = self.post.sift(&mut to[..came]);
+        self.filled = came - sifted.seen;
         (self.read, self.screened) = (0, 0);
-        self.bytes[..self.filled].copy_from_slice(&to[screened..came]);
-        Poll::Ready(Ok((screened, came > 0)))
+        self.bytes[..self.filled].copy_from_slice(&to[sifted.seen..came]);
+        Poll::Ready(Ok((sifted.kept, came > 0)))
     }
 
     /// Reads behind what is held back. Returns whether there will be more.
@@ -93,63 +98,86 @@ impl<S: AsyncRead + Unpin> Screened<S> {
         let came = ready!(Pin::new(&mut self.wire).poll_read(context, &mut self.bytes[self.filled..]))?;
         self.filled += came;
         if came > 0 {
-            self.screened += screen(&mut self.passing, &mut self.bytes[self.screened..self.filled]);
+            let sifted = self.post.sift(&mut self.bytes[self.screened..self.filled]);
+            self.bytes
+                .copy_within(self.screened + sifted.seen..self.filled, self.screened + sifted.kept);
+            self.filled -= sifted.seen - sifted.kept;
+            self.screened += sifted.kept;
         } else {
             // The broker hung up in the middle of a frame, which nobody will read.
             self.screened = self.filled;
         }
         Poll::Ready(Ok(came > 0))
     }
+
+    fn poll_next(&mut self, context: &mut Context<'_>, to: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let handed = self.hand_over(to);
+            if handed > 0 || to.is_empty() {
+                return Poll::Ready(Ok(handed));
+            }
+            let (handed, more) = if self.holds_nothing() && to.len() >= DIRECT_MIN {
+                ready!(self.poll_direct(context, to))?
+            } else {
+                (0, ready!(self.poll_more(context))?)
+            };
+            if handed > 0 || (!more && self.screened == self.read) {
+                return Poll::Ready(Ok(handed));
+            }
+        }
+    }
 }
 
-/// Screens as far as whole frames have come, and returns how far that is. `passing` bytes of the frame before need none, nor
-/// do so many, afterwards, of those that follow.
-fn screen(passing: &mut usize, bytes: &mut [u8]) -> usize {
-    let mut screened = 0;
-    loop {
-        let passed = (*passing).min(bytes.len() - screened);
-        *passing -= passed;
-        screened += passed;
-        let ahead = &mut bytes[screened..];
-        let Some(frame) = Frame::begin(ahead).filter(|_| *passing == 0) else {
-            return screened;
-        };
-        // A frame that does not fit is longer than any broker may send: the client refuses it.
-        if frame.kind == Kind::Other || frame.bytes > BUFFER_BYTES {
-            *passing = frame.bytes;
-            continue;
+impl<S: AsyncWrite + Unpin> Screened<S> {
+    /// Writes the messages that have begun to leave.
+    fn poll_leave(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.left < self.leaving.len() {
+            match ready!(Pin::new(&mut self.wire).poll_write(context, &self.leaving[self.left..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.left += written,
+            }
         }
-        let Some(whole) = ahead.get_mut(..frame.bytes) else {
-            return screened;
-        };
-        frame.screen(whole);
-        screened += frame.bytes;
+        if self.leaving.capacity() > LEAVING_BYTES_KEPT {
+            self.leaving = Vec::new();
+        }
+        self.leaving.clear();
+        self.left = 0;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes all messages that are to leave, unless the client has a frame half written.
+    fn poll_post(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.poll_leave(context))?;
+            if !self.client.is_between_frames() || !self.post.collect(&mut self.leaving, context.waker()) {
+                return Poll::Ready(Ok(()));
+            }
+        }
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Screened<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, to: &mut [u8]) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        loop {
-            let handed = this.hand_over(to);
-            if handed > 0 || to.is_empty() {
-                return Poll::Ready(Ok(handed));
-            }
-            let (handed, more) = if this.holds_nothing() && to.len() >= DIRECT_MIN {
-                ready!(this.poll_direct(context, to))?
-            } else {
-                (0, ready!(this.poll_more(context))?)
-            };
-            if handed > 0 || (!more && this.screened == this.read) {
-                return Poll::Ready(Ok(handed));
-            }
+        let came = ready!(self.poll_next(context, to));
+        match &came {
+            Ok(0) if !to.is_empty() => self
+                .post
+                .end(|| io::Error::from(io::ErrorKind::ConnectionAborted).into()),
+            Ok(_) => {}
+            // One that says "later" is none.
+            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
+            Err(error) => self.post.end(|| io::Error::new(error.kind(), error.to_string()).into()),
         }
+        Poll::Ready(came)
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Screened<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.wire).poll_write(context, bytes)
+        ready!(self.poll_leave(context))?;
+        let written = ready!(Pin::new(&mut self.wire).poll_write(context, bytes))?;
+        self.client.wrote(&bytes[..written]);
+        Poll::Ready(Ok(written))
     }
 
     fn poll_write_vectored(
@@ -157,17 +185,31 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Screened<S> {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.wire).poll_write_vectored(context, slices)
+        ready!(self.poll_leave(context))?;
+        let written = ready!(Pin::new(&mut self.wire).poll_write_vectored(context, slices))?;
+        let mut missing = written;
+        for slice in slices {
+            let bytes = missing.min(slice.len());
+            self.client.wrote(&slice[..bytes]);
+            missing -= bytes;
+        }
+        Poll::Ready(Ok(written))
     }
 
+    /// The client flushes whenever its thread wakes up, before and after it writes.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // The client flushes before it looks for what is to be written.
-        self.gate.pass();
+        ready!(self.poll_post(context))?;
         Pin::new(&mut self.wire).poll_flush(context)
     }
 
     fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.wire).poll_close(context)
+    }
+}
+
+impl<S> Drop for Screened<S> {
+    fn drop(&mut self) {
+        self.post.end(post::closed_silently);
     }
 }
 
@@ -208,17 +250,20 @@ impl Reactor for ScreenedTokio {
     }
 }
 
-/// Twice the longest frame, which is 128 KiB unless the URI says otherwise.
-const BUFFER_BYTES: usize = 256 << 10;
-
 /// Below this the client is at the end of its memory, and would be given little at a time.
 const DIRECT_MIN: usize = 16 << 10;
 
+/// Memory that is kept for the next batch.
+const LEAVING_BYTES_KEPT: usize = 512 << 10;
+
 #[cfg(test)]
 mod tests {
-    use futures_util::{AsyncReadExt as _, AsyncWriteExt as _};
+    use futures_util::AsyncReadExt as _;
     use proptest::prelude::*;
 
+    use super::super::frames::{Confirm, News, Publication, testing};
+    use super::super::post::Mail;
+    use super::super::screen::{Frame, Kind};
     use super::*;
 
     /// Gives its bytes in pieces of these lengths, again and again.
@@ -262,7 +307,7 @@ mod tests {
             lengths,
             given: 0,
         };
-        let mut stream = Screened::new(pieces, Gate::default());
+        let mut stream = Screened::new(pieces, Post::default());
         let mut got = Vec::new();
         for asked in reads.iter().cycle() {
             let mut to = vec![0; *asked];
@@ -307,33 +352,142 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn what_is_published_together_is_not_looked_for_until_all_of_it_is_there() {
-        let gate = Gate::default();
-        let mut stream = Some(Screened::new(futures_util::io::sink(), gate.clone()));
-        let (flushed, log) = std::sync::mpsc::channel();
-        let mut writer = None;
-
-        let publishing = gate.shut_during(std::future::poll_fn(|_| {
-            let (flushed, mut stream) = (flushed.clone(), stream.take().unwrap());
-            writer = Some(std::thread::spawn(move || {
-                let result = futures_util::FutureExt::now_or_never(stream.flush());
-                let _ = flushed.send(result.is_some());
-            }));
-            std::thread::sleep(Duration::from_millis(20));
-            Poll::Ready(log.try_recv())
-        }));
-        let before = publishing.await;
-        writer.unwrap().join().unwrap();
-
-        assert!(before.is_err(), "flushed through a gate that was shut");
-        assert_eq!(log.try_recv(), Ok(true));
-    }
-
     #[test]
     fn a_frame_longer_than_any_broker_may_send_is_left_to_the_client() {
-        let long = frame(1, &vec![0xff; BUFFER_BYTES + 1]);
+        let long = frame(1, &vec![0xff; FRAME_BYTES_MAX + 1]);
 
         assert_eq!(all(long.clone(), vec![100_000], &[70_000, 300]), long);
+    }
+
+    /// Takes as many bytes as it is told at a time, and now and then none.
+    struct Narrow {
+        taken: Vec<u8>,
+        takes: Vec<usize>,
+        turn: usize,
+    }
+
+    impl AsyncWrite for Narrow {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            let takes = self.takes[self.turn % self.takes.len()].min(bytes.len());
+            self.turn += 1;
+            if takes == 0 {
+                return Poll::Pending;
+            }
+            self.taken.extend_from_slice(&bytes[..takes]);
+            Poll::Ready(Ok(takes))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    const OURS: u16 = 1;
+    const THEIRS: u16 = 2;
+
+    fn publish(mail: &mut Mail, body: &[u8]) {
+        mail.add(&Publication {
+            exchange: &"".into(),
+            routing_key: &"replies".into(),
+            mandatory: true,
+            properties: &lapin::BasicProperties::default(),
+            body,
+        });
+        mail.send().unwrap();
+    }
+
+    proptest! {
+        /// The client writes its frames in pieces, as far as the socket takes them; messages come at any time.
+        #[test]
+        fn messages_leave_between_the_frames_of_the_client_and_never_in_one(
+            payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..30), 1..6),
+            bodies in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..40), 0..6),
+            turns in proptest::collection::vec(any::<bool>(), 300),
+            takes in proptest::collection::vec(0_usize..25, 1..6),
+        ) {
+            prop_assume!(takes.iter().any(|takes| *takes > 0));
+            let post = Post::default();
+            let mut mail = post.channel(OURS, 16);
+            let mut stream = Screened::new(Narrow { taken: Vec::new(), takes, turn: 0 }, post);
+            let mut context = Context::from_waker(std::task::Waker::noop());
+            let mut client = b"AMQP\0\0\x09\x01".to_vec();
+            client.extend(payloads.iter().flat_map(|payload| testing::method(THEIRS, payload)));
+            let mut unpublished = bodies.iter();
+            let mut written = 0;
+
+            for publishes in turns.into_iter().chain([true; 600]) {
+                if publishes && let Some(body) = unpublished.next() {
+                    publish(&mut mail, body);
+                }
+                let _ = Pin::new(&mut stream).poll_flush(&mut context);
+                if written < client.len() && let Poll::Ready(bytes) = Pin::new(&mut stream).poll_write(&mut context, &client[written..]) {
+                    written += bytes.unwrap();
+                }
+            }
+
+            let mut rest = &stream.wire.taken[..];
+            prop_assert_eq!(&rest[..8], &client[..8]);
+            rest = &rest[8..];
+            let (mut theirs, mut ours) = (client[..8].to_vec(), Vec::new());
+            while let Some(frame) = Frame::begin(rest) {
+                let (whole, behind) = rest.split_at(frame.bytes);
+                prop_assert_eq!(whole.last(), Some(&0xce));
+                match (frame.channel, frame.kind) {
+                    (THEIRS, _) => theirs.extend_from_slice(whole),
+                    (_, Kind::Body) => ours.extend_from_slice(&whole[7..whole.len() - 1]),
+                    _ => {}
+                }
+                rest = behind;
+            }
+            prop_assert!(rest.is_empty());
+            prop_assert_eq!(theirs, client);
+            prop_assert_eq!(ours, bodies.concat());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_said_is_heard_before_that_the_stream_ended() {
+        let confirm = Confirm {
+            tag: 1,
+            multiple: false,
+            refused: false,
+        };
+        let post = Post::default();
+        let mail = post.channel(OURS, 4096);
+        let pieces = Pieces {
+            bytes: [
+                testing::confirm(OURS, confirm),
+                testing::confirm(OURS, confirm)[..9].to_vec(),
+            ]
+            .concat(),
+            lengths: vec![usize::MAX],
+            given: 0,
+        };
+        let mut stream = Screened::new(pieces, post.clone());
+
+        let mut client = Vec::new();
+        stream.read_to_end(&mut client).await.unwrap();
+        let mut news = Vec::new();
+        let lost = mail.news(&mut news).await;
+        let later = post.channel(OURS, 4096).send();
+
+        assert_eq!(news, [News::Confirm(confirm)]);
+        assert!(lost.is_some_and(|lost| lost.is_io_error()));
+        assert!(later.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_dropped_ends_the_channels() {
+        let post = Post::default();
+        let mail = post.channel(OURS, 4096);
+        let stream = Screened::new(futures_util::io::empty(), post);
+
+        drop(stream);
+
+        assert!(mail.news(&mut Vec::new()).await.is_some());
     }
 }

@@ -1,19 +1,15 @@
-//! One publishing channel: publishes, keeps every confirm, and hands what they carry to [`Unconfirmed`], which knows whose
-//! it is.
+//! One publishing channel: publishes, and hands what the broker says of it to [`Unconfirmed`], which knows whose it is.
+//!
+//! The channel is opened and closed by the AMQP client; its messages and confirms go past it ([`crate::broker::post`]).
 
+use std::collections::VecDeque;
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::future::join_all;
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
-use lapin::message::BasicReturnMessage;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::options::ConfirmSelectOptions;
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
-use lapin::{Channel, Confirmation, Connection, ErrorKind, PublisherConfirm};
+use lapin::{Channel, Connection, ErrorKind};
 use tokio::time::Instant;
 use tracing::error;
 
@@ -23,19 +19,29 @@ use super::reply::Due;
 use super::unconfirmed::{Address, Confirmed, Number, Unconfirmed};
 use crate::broker::backoff::Failure;
 use crate::broker::connection::Connected;
+use crate::broker::frames::{Confirm, News, Publication, Returned};
 use crate::broker::permission::Act;
+use crate::broker::post::Mail;
 use crate::broker::{self, link};
 use crate::telemetry::metrics::ReplyMetrics;
 
-/// One publishing channel and what is under way on it. Used by one task: two would swap their confirms, since `lapin`
-/// counts a message and queues its frames in two steps.
-pub struct Flight {
+/// A channel in confirm mode on which nothing has been published yet.
+pub struct Line {
+    /// First, so that nothing of it is left when the client closes the channel.
+    mail: Mail,
     channel: Channel,
+}
+
+/// One publishing channel and what is under way on it.
+pub struct Flight {
+    line: Line,
     connection: Arc<Connected>,
     confirm_timeout: Duration,
     metrics: ReplyMetrics,
-    confirms: FuturesUnordered<Confirm>,
+    tags: Tags,
     unconfirmed: Unconfirmed,
+    /// What came last; its memory is used again.
+    news: Vec<News>,
     /// When the broker was last seen to block the connection: it confirmed nothing because of that.
     blocked: Option<Instant>,
     /// Whether what was sent last is to have no company.
@@ -123,11 +129,14 @@ fn is_about_a_message(kind: &AMQPErrorKind) -> bool {
 ///
 /// # Errors
 /// The broker did not open it, or not in time.
-pub async fn open(connection: &Arc<Connected>, limit: Duration) -> Result<Channel, Gone> {
+pub async fn open(connection: &Arc<Connected>, limit: Duration) -> Result<Line, Gone> {
     let opening = async {
         let channel = connection.create_channel().await?;
+        let frame_max = connection.configuration().frame_max();
+        // Before anything else happens on the channel, so that its end cannot be missed.
+        let mail = connection.post.channel(channel.id(), frame_max);
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        Ok(channel)
+        Ok(Line { mail, channel })
     };
     match patiently(connection, limit, opening).await {
         Some((opened, _)) => opened.map_err(|error: lapin::Error| error.into()),
@@ -140,14 +149,15 @@ pub async fn open(connection: &Arc<Connected>, limit: Duration) -> Result<Channe
 }
 
 impl Flight {
-    pub fn new(channel: Channel, connection: Arc<Connected>, confirm_timeout: Duration, metrics: ReplyMetrics) -> Self {
+    pub fn new(line: Line, connection: Arc<Connected>, confirm_timeout: Duration, metrics: ReplyMetrics) -> Self {
         Self {
-            channel,
+            line,
             connection,
             confirm_timeout,
             metrics,
-            confirms: FuturesUnordered::new(),
+            tags: Tags::default(),
             unconfirmed: Unconfirmed::default(),
+            news: Vec::new(),
             blocked: None,
             alone: false,
         }
@@ -166,7 +176,7 @@ impl Flight {
         self.unconfirmed.is_empty()
     }
 
-    /// Publishes everything together, so that the frames leave in few writes, and keeps every confirm.
+    /// Publishes everything together, so that the frames leave in few writes.
     ///
     /// # Errors
     /// The channel is lost. What was to be published counts as under way.
@@ -176,90 +186,42 @@ impl Flight {
         }
         self.alone = due.iter().any(|(parcel, _)| parcel.flies_alone());
         let mut messages = self.hold(due).into_iter();
-        let pieces = std::iter::from_fn(|| {
-            // Collected first, so that the length is known: a piece that grew would move its futures, a kilobyte each.
-            let piece: Vec<_> = messages.by_ref().take(JOINED_AT_ONCE).collect();
-            let publish = |(number, message)| publish(&self.channel, number, message);
-            (!piece.is_empty()).then(|| join_all(piece.into_iter().map(publish)))
-        });
-        let sending = patiently(
-            &self.connection,
-            self.confirm_timeout,
-            self.connection.gate.shut_during(join_all(pieces)),
-        );
-        let Some((sent, blocked)) = sending.await else {
-            let waited = self.confirm_timeout;
-            return Err(format!("nothing could be published for {waited:?}").into());
-        };
-        self.blocked = blocked.or(self.blocked);
-        let mut failed = None;
-        for confirm in sent.into_iter().flatten() {
-            match confirm {
-                Ok(confirm) => self.confirms.push(confirm),
-                Err(error) => failed = Some(error),
-            }
-        }
         self.metrics.unconfirmed.set(self.unconfirmed.len() as i64);
-        match failed {
-            None => Ok(()),
-            Some(error) => Err(self.reason(error).await),
-        }
-    }
-
-    /// Why publishing failed. On a channel that is closing it fails without saying why; those who wait for a confirm are
-    /// told a moment later.
-    async fn reason(&mut self, error: lapin::Error) -> Lost {
-        if !matches!(error.kind(), ErrorKind::InvalidChannelState(..)) {
-            return error.into();
-        }
-        let told = async {
-            while let Some((_, confirmation)) = self.confirms.next().await {
-                if let Err(told) = confirmation {
-                    return Some(told);
-                }
+        loop {
+            let mail = &mut self.line.mail;
+            while !mail.is_full()
+                && let Some(message) = messages.next()
+            {
+                mail.add(&publication(&message));
             }
-            None
-        };
-        let told = tokio::time::timeout(TOLD_MAX, told).await;
-        told.ok().flatten().unwrap_or(error).into()
+            mail.send()?;
+            let Some((room, blocked)) = patiently(&self.connection, self.confirm_timeout, mail.room()).await else {
+                let waited = self.confirm_timeout;
+                return Err(format!("nothing could be published for {waited:?}").into());
+            };
+            room?;
+            self.blocked = blocked.or(self.blocked);
+            if messages.len() == 0 {
+                return Ok(());
+            }
+        }
     }
 
-    /// Counts messages as under way without publishing them, and gives them their numbers.
-    pub fn hold(&mut self, due: Vec<Due>) -> Vec<(Number, Message)> {
+    /// Counts messages as under way, in the order in which they are published.
+    fn hold(&mut self, due: Vec<Due>) -> Vec<Message> {
         let now = Instant::now();
         let hold = |(parcel, message): Due| {
             let number = self.unconfirmed.hold(parcel, Address::of(&message), now);
-            (number, message)
+            self.tags.published(number);
+            message
         };
         due.into_iter().map(hold).collect()
     }
 
     /// Waits for a confirm and returns everything that has been confirmed by then.
     pub async fn landed(&mut self) -> Landed {
-        let Some(first) = self.confirms.next().await else {
-            return Landed {
-                lost: Some("a confirm is missing".to_owned().into()),
-                ..Landed::default()
-            };
-        };
-        // All that are finished, since the return of one may be carried by another.
-        let mut finished = Vec::with_capacity(self.confirms.len() + 1);
-        finished.push(first);
-        while let Some(Some(next)) = self.confirms.next().now_or_never() {
-            finished.push(next);
-        }
-        let mut lost = None;
-        let mut confirms = Vec::with_capacity(finished.len());
-        for (number, confirmation) in finished {
-            match confirmation {
-                Ok(confirmation) => confirms.push(Confirmed {
-                    number,
-                    refused: confirmation.is_nack(),
-                    returned: confirmation.take_message().map(address),
-                }),
-                Err(error) => lost = Some(error.into()),
-            }
-        }
+        let lost = self.line.mail.news(&mut self.news).await.map(Lost::from);
+        let confirms = self.tags.read(self.news.drain(..));
         let (landed, strays) = self.unconfirmed.confirm(confirms);
         for Address { routing_key, .. } in strays {
             error!("the broker returned a message for `{routing_key}` that was not under way");
@@ -299,7 +261,7 @@ impl Flight {
     /// Closes a channel on which nothing is under way.
     pub async fn close(self) {
         // One that does not close goes with its connection.
-        let _ = tokio::time::timeout(TOLD_MAX, self.channel.close(200, "done".into())).await;
+        let _ = tokio::time::timeout(CLOSE_MAX, self.line.channel.close(200, "done".into())).await;
     }
 }
 
@@ -321,53 +283,173 @@ async fn patiently<T>(
     }
 }
 
-async fn publish(channel: &Channel, number: Number, message: Message) -> Result<Confirm, lapin::Error> {
-    let Message {
-        exchange,
-        routing_key,
-        properties,
-        mandatory,
-        body,
-    } = message;
-    let options = BasicPublishOptions {
-        mandatory,
-        ..BasicPublishOptions::default()
-    };
-    let publishing = channel.basic_publish(exchange, routing_key, options, &body, *properties);
-    Ok(Confirm {
-        number,
-        confirm: publishing.await?,
-    })
-}
-
-/// `join_all` keeps up to this many futures in one piece of memory; of more it allocates and wakes each by itself, which
-/// cost a sixth of the publishing task's time.
-const JOINED_AT_ONCE: usize = 30;
-/// How long the end of a channel may take.
-const TOLD_MAX: Duration = Duration::from_secs(1);
-
-fn address(returned: BasicReturnMessage) -> Address {
-    Address {
-        message_id: returned.properties.message_id().clone(),
-        exchange: returned.delivery.exchange,
-        routing_key: returned.delivery.routing_key,
-        body: returned.delivery.data.into(),
+fn publication(message: &Message) -> Publication<'_> {
+    Publication {
+        exchange: &message.exchange,
+        routing_key: &message.routing_key,
+        mandatory: message.mandatory,
+        properties: &message.properties,
+        body: &message.body,
     }
 }
 
-/// A confirm that knows whose it is.
-struct Confirm {
-    number: Number,
-    confirm: PublisherConfirm,
+/// The broker's numbers for the messages of a channel, and what it says by them.
+#[derive(Debug, Default)]
+struct Tags {
+    /// So many messages have been published.
+    published: Number,
+    /// All up to this tag have been confirmed together.
+    confirmed: u64,
+    /// Returns whose confirms are still to come.
+    returns: VecDeque<Address>,
 }
 
-impl Future for Confirm {
-    type Output = (Number, Result<Confirmation, lapin::Error>);
+impl Tags {
+    /// The broker counts from 1, we from 0.
+    fn published(&mut self, number: Number) {
+        self.published = number + 1;
+    }
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let number = self.number;
-        Pin::new(&mut self.confirm)
-            .poll(context)
-            .map(|confirmation| (number, confirmation))
+    /// What was said, message by message. A return goes with the confirm that comes next: a channel tells of it before it
+    /// confirms that message.
+    fn read(&mut self, news: impl Iterator<Item = News>) -> Vec<Confirmed> {
+        let mut confirms = Vec::with_capacity(news.size_hint().0);
+        for news in news {
+            match news {
+                News::Confirm(confirm) => self.confirm(confirm, &mut confirms),
+                News::Return(returned) => self.returns.push_back(address(returned)),
+            }
+        }
+        confirms
+    }
+
+    fn confirm(&mut self, confirm: Confirm, confirms: &mut Vec<Confirmed>) {
+        let Confirm { tag, multiple, refused } = confirm;
+        // 0 stands for all of them.
+        let last = if multiple && tag == 0 { u64::MAX } else { tag }.min(self.published);
+        let first = if multiple { self.confirmed + 1 } else { tag.max(1) };
+        // Of those in between, some may have been confirmed singly; they wait for nothing any more.
+        confirms.extend((first..=last).map(|tag| Confirmed {
+            number: tag - 1,
+            refused,
+            returned: self.returns.pop_front(),
+        }));
+        if multiple {
+            self.confirmed = self.confirmed.max(last);
+        }
+    }
+}
+
+/// How long the end of a channel may take.
+const CLOSE_MAX: Duration = Duration::from_secs(1);
+
+fn address(returned: Returned) -> Address {
+    Address {
+        exchange: returned.exchange,
+        routing_key: returned.routing_key,
+        message_id: returned.message_id,
+        body: returned.body.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn confirm(tag: u64, multiple: bool, refused: bool) -> News {
+        News::Confirm(Confirm { tag, multiple, refused })
+    }
+
+    fn returned(queue: &str) -> News {
+        News::Return(Returned {
+            routing_key: queue.into(),
+            ..Returned::default()
+        })
+    }
+
+    fn tags(published: Number) -> Tags {
+        let mut tags = Tags::default();
+        (0..published).for_each(|number| tags.published(number));
+        tags
+    }
+
+    /// Numbers, whether they were refused, and the queue of the return that they carry.
+    fn read(tags: &mut Tags, news: impl IntoIterator<Item = News>) -> Vec<(Number, bool, Option<String>)> {
+        let read = tags.read(news.into_iter()).into_iter();
+        let queue = |address: Address| address.routing_key.to_string();
+        read.map(|read| (read.number, read.refused, read.returned.map(queue)))
+            .collect()
+    }
+
+    #[test]
+    fn one_confirm_of_many_is_one_for_each_that_was_not_confirmed_with_others() {
+        let mut tags = tags(6);
+
+        let first = read(&mut tags, [confirm(2, true, false)]);
+        let next = read(&mut tags, [confirm(4, false, true), confirm(5, true, false)]);
+        let all = read(&mut tags, [confirm(0, true, true)]);
+
+        assert_eq!(first, [(0, false, None), (1, false, None)]);
+        assert_eq!(
+            next,
+            [(3, true, None), (2, false, None), (3, false, None), (4, false, None)]
+        );
+        assert_eq!(all, [(5, true, None)]);
+    }
+
+    #[test]
+    fn confirms_of_what_was_not_published_are_of_nothing() {
+        let mut tags = tags(2);
+
+        assert_eq!(
+            read(&mut tags, [confirm(0, false, false), confirm(3, false, false)]),
+            []
+        );
+        assert_eq!(read(&mut tags, [confirm(u64::MAX, true, false)]).len(), 2);
+    }
+
+    #[test]
+    fn a_return_goes_with_the_confirm_that_comes_next_even_if_that_is_read_later() {
+        let mut tags = tags(3);
+
+        let alone = read(&mut tags, [confirm(1, false, false), returned("a"), returned("b")]);
+        let later = read(&mut tags, [confirm(3, true, false)]);
+
+        assert_eq!(alone, [(0, false, None)]);
+        assert_eq!(
+            later[..2],
+            [(0, false, Some("a".to_owned())), (1, false, Some("b".to_owned()))]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn every_message_is_confirmed_first_by_the_first_confirm_that_covers_it(
+            published in 1_u64..40,
+            confirms in proptest::collection::vec((0_u64..45, any::<bool>(), any::<bool>()), 0..20),
+        ) {
+            let mut expected: Vec<Option<bool>> = vec![None; published as usize];
+            for (tag, multiple, refused) in &confirms {
+                for (index, fate) in expected.iter_mut().enumerate() {
+                    let own = index as u64 + 1;
+                    let covers = if *multiple { *tag == 0 || own <= *tag } else { own == *tag };
+                    if covers {
+                        fate.get_or_insert(*refused);
+                    }
+                }
+            }
+            let mut tags = tags(published);
+
+            let mut seen: Vec<Option<bool>> = vec![None; published as usize];
+            for (tag, multiple, refused) in confirms {
+                for (number, refused, _) in read(&mut tags, [confirm(tag, multiple, refused)]) {
+                    seen[number as usize].get_or_insert(refused);
+                }
+            }
+
+            prop_assert_eq!(seen, expected);
+        }
     }
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use lapin::Channel;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +12,7 @@ use tokio_util::time::DelayQueue;
 use tracing::{error, warn};
 
 use super::decode::Envelope;
-use super::flight::{Flight, Gone, Lost, open};
+use super::flight::{Flight, Gone, Line, Lost, open};
 use super::message::Message;
 use super::plan::{Next, Parcel, Parcels, Plan};
 use super::settle::Verdict;
@@ -206,9 +205,9 @@ impl Reply {
     async fn publish_on(&mut self, connection: &Arc<Connected>, desk: &mut Desk) -> Result<(), Gone> {
         desk.due.append(&mut desk.instead);
         loop {
-            let channel = open(connection, self.config.confirm_timeout).await?;
+            let line = open(connection, self.config.confirm_timeout).await?;
             self.health.clear(&Condition::Publishing);
-            match self.publish(connection, channel, desk).await {
+            match self.publish(connection, line, desk).await {
                 Ended::Done => return Ok(()),
                 Ended::Lost(Lost::Closed(said), under_way) => {
                     warn!("the broker closed the publishing channel: {said}; looking for the message it does not take");
@@ -237,9 +236,9 @@ impl Reply {
         }
     }
 
-    async fn publish(&mut self, connection: &Arc<Connected>, channel: Channel, desk: &mut Desk) -> Ended {
+    async fn publish(&mut self, connection: &Arc<Connected>, line: Line, desk: &mut Desk) -> Ended {
         let mut flight = Flight::new(
-            channel,
+            line,
             connection.clone(),
             self.config.confirm_timeout,
             self.metrics.clone(),

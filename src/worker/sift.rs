@@ -109,12 +109,12 @@ impl Reply {
         group: Parcels,
         desk: &mut Desk,
     ) -> Result<(), (Lost, Parcels)> {
-        let channel = match open(connection, self.config.confirm_timeout).await {
-            Ok(channel) => channel,
+        let line = match open(connection, self.config.confirm_timeout).await {
+            Ok(line) => line,
             Err(gone) => return Err((Lost::Gone(gone), group)),
         };
         let mut flight = Flight::new(
-            channel,
+            line,
             connection.clone(),
             self.config.confirm_timeout,
             self.metrics.clone(),

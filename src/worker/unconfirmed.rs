@@ -1,8 +1,8 @@
 //! What is published and not yet confirmed, and whose a returned message is. Pure.
 //!
-//! The broker returns a message that no queue wanted, and then confirms it. `lapin` hands a return to whichever confirm
-//! comes next, and of several confirms in one frame it takes any first: so a confirm may carry the return of another
-//! message. What came back is therefore known by what the message itself says, and three rules tell a fate:
+//! The broker returns a message that no queue wanted, and then confirms it. In between it may confirm others, and it
+//! confirms many at once; a return goes with whichever confirm comes next ([`super::flight`]). So a confirm may carry the
+//! return of another message. What came back is therefore known by what the message itself says, and three rules tell a fate:
 //!
 //! - What is refused is not returned: RabbitMQ confirms what it returns. So a return is never the fault of a refused
 //!   message, even if that one says the same and carries it.

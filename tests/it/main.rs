@@ -9,6 +9,7 @@ mod bodies;
 mod capacity;
 mod chaos;
 mod client;
+mod confirms;
 mod contract;
 mod dead;
 mod demo;

@@ -234,7 +234,7 @@ async fn a_worker_whose_broker_runs_out_of_disk_says_so_and_goes_on_afterwards()
 }
 
 /// Declares a durable queue that holds one message and refuses the next.
-async fn declare_queue_for_one(scene: &Scene, name: &str) {
+pub async fn declare_queue_for_one(scene: &Scene, name: &str) {
     let (connection, channel) = scene.open().await;
     let mut arguments = FieldTable::default();
     arguments.insert("x-max-length".into(), AMQPValue::LongInt(1));

@@ -102,6 +102,28 @@ async fn a_broker_with_a_certificate_of_a_private_authority_is_served_over_tls()
     assert!(own.is_some_and(|line| line.starts_with("true")), "{encrypted}");
 }
 
+/// Of frames and of records; the second reply comes back.
+#[tokio::test]
+async fn replies_of_many_frames_come_whole_over_tls() {
+    const ROWS: usize = 20_000;
+    let secured = Secured::shared();
+    let scene = secured.scene();
+    let worker = secured.worker(&scene, &secured.authority.path("ca.pem")).start().await;
+    let mut producer = scene.producer().await;
+
+    let big = || scene.job("affine", Request::new([Tensor::fp32("x", &[[1.0; 4]; ROWS])]).msgpack());
+    producer.send(big().reply_to(&scene.queue("gone"))).await;
+    let reply = producer.call(big()).await;
+    let letters = scene.dead_letters("affine", 1).await;
+    worker.drain().await;
+
+    assert_eq!(reply.response().output("y").floats().len(), 4 * ROWS);
+    assert_eq!(
+        letters[0].header("inferq-error-code").as_deref(),
+        Some("UNROUTABLE_REPLY")
+    );
+}
+
 #[tokio::test]
 async fn another_authority_is_named_and_the_right_one_put_in_its_place_is_used_without_a_restart() {
     let secured = Secured::shared();
