@@ -1,10 +1,11 @@
 //! Frames that go past the AMQP client: how a message is written, and what the broker says about it. Pure.
 //!
-//! The client makes a promise for every message and another for its confirm, writes frames byte by byte on its own thread
-//! and wakes a task for each: two thirds of what a small job cost beside its arithmetic. So the messages of a publishing
-//! channel are written here, a batch in one piece, and the confirms of that channel are read here, before the client sees
-//! them. All else stays with the client: the connection and its heartbeats, channels, confirm mode, and whatever does not
-//! look as it should; that it answers as it always does, by ending the connection. [`super::post`] carries the frames.
+//! The client makes a promise for every message and another for its confirm, reads and writes frames byte by byte on its own
+//! thread and wakes a task for each: two thirds of what a small job cost beside its arithmetic. So the messages of a
+//! publishing channel are written here, a batch in one piece, and their confirms, and what is delivered on a consuming
+//! channel, are read here, before the client sees them. All else stays with the client: the connection and its heartbeats,
+//! channels, confirm mode, consumers, acks, and whatever does not look as it should; that it answers as it always does, by
+//! ending the connection. [`super::post`] carries the frames.
 //!
 //! What holds:
 //! - Only whole frames are taken, and only of channels that were given to [`Sieve::add`]. No other byte is lost, moved before
@@ -19,9 +20,10 @@
 //! AMQP 0-9-1, sections 2.3.5 (frames), 4.2.1 (grammar); RabbitMQ's extension "Publisher Confirms".
 
 use lapin::BasicProperties;
-use lapin::types::{AMQPValue, ChannelId, FieldTable, FrameSize, ShortString};
+use lapin::protocol::basic::parse_properties;
+use lapin::types::{AMQPValue, ChannelId, DeliveryTag, FieldTable, FrameSize, ShortString};
 
-use super::screen::{END_BYTES, Frame, HEAD_BYTES, Kind, MESSAGE_ID, PROPERTIES, Property};
+use super::screen::{END_BYTES, Frame, HEAD_BYTES, Kind};
 
 /// A message to publish.
 #[derive(Debug, Clone, Copy)]
@@ -34,7 +36,7 @@ pub struct Publication<'a> {
 }
 
 /// What the broker says on a channel.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Heard {
     News(News),
     /// It closes the channel, or on channel 0 the connection; the client hears it as well.
@@ -44,29 +46,43 @@ pub enum Heard {
     },
 }
 
-/// What it says about messages.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A message, or what it says about one.
+#[derive(Debug, Clone, PartialEq)]
 pub enum News {
     Confirm(Confirm),
-    Return(Returned),
+    Return(Box<Returned>),
+    Delivery(Box<Delivered>),
 }
 
 /// `basic.ack` or `basic.nack`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Confirm {
     /// The number of a message on its channel, from 1.
-    pub tag: u64,
+    pub tag: DeliveryTag,
     /// Whether it is about all messages up to that one.
     pub multiple: bool,
     pub refused: bool,
 }
 
-/// A message that came back, as far as it tells whose it is.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// A message that came back: nobody wanted it.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Returned {
     pub exchange: ShortString,
     pub routing_key: ShortString,
-    pub message_id: Option<ShortString>,
+    pub content: Content,
+}
+
+/// A message for a consumer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Delivered {
+    pub tag: DeliveryTag,
+    pub redelivered: bool,
+    pub content: Content,
+}
+
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Content {
+    pub properties: BasicProperties,
     pub body: Vec<u8>,
 }
 
@@ -187,7 +203,7 @@ fn value(into: &mut Vec<u8>, value: &AMQPValue) {
         AMQPValue::LongString(text) => sized(into, |into| into.extend_from_slice(text.as_bytes())),
         AMQPValue::ByteArray(bytes) => sized(into, |into| into.extend_from_slice(bytes.as_slice())),
         AMQPValue::FieldArray(array) => sized(into, |into| {
-            array.as_slice().iter().for_each(|entry| self::value(into, entry))
+            array.as_slice().iter().for_each(|entry| self::value(into, entry));
         }),
         AMQPValue::FieldTable(inner) => table(into, inner),
         AMQPValue::Void => {}
@@ -203,16 +219,18 @@ pub struct Writing {
     missing: usize,
 }
 
-impl Writing {
-    /// Before the header of the protocol, which is no frame.
-    pub fn new() -> Self {
+/// Before the header of the protocol, which is no frame.
+impl Default for Writing {
+    fn default() -> Self {
         Self {
             head: [0; HEAD_BYTES],
             head_bytes: 0,
             missing: PROTOCOL_HEADER_BYTES,
         }
     }
+}
 
+impl Writing {
     pub fn wrote(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             if self.missing > 0 {
@@ -258,22 +276,36 @@ pub struct Sifted {
 #[derive(Debug)]
 struct Channel {
     id: ChannelId,
-    returning: Option<Returning>,
+    coming: Option<Coming>,
 }
 
-/// A returned message that is coming.
+/// A message of which some frames are still to come.
 #[derive(Debug)]
-struct Returning {
-    message: Returned,
+struct Coming {
+    method: Method,
+    content: Content,
     /// Bytes of the body that have not come; `None` before the header.
     missing: Option<u64>,
+}
+
+/// What a message begins with.
+#[derive(Debug)]
+enum Method {
+    Return {
+        exchange: ShortString,
+        routing_key: ShortString,
+    },
+    Deliver {
+        tag: DeliveryTag,
+        redelivered: bool,
+    },
 }
 
 impl Sieve {
     /// From now on the channel's messages are ours.
     pub fn add(&mut self, id: ChannelId) {
         self.remove(id);
-        self.ours.push(Channel { id, returning: None });
+        self.ours.push(Channel { id, coming: None });
     }
 
     /// Goes through `bytes`, which follow on those seen before, and puts those for the client in front.
@@ -345,7 +377,7 @@ impl Sieve {
             Kind::Body => channel.body(payload),
             Kind::Other => false,
         };
-        heard.extend(channel.finish().map(|message| (id, Heard::News(News::Return(message)))));
+        heard.extend(channel.finish().map(|news| (id, Heard::News(news))));
         is_taken
     }
 
@@ -363,48 +395,70 @@ fn keep(bytes: &mut [u8], kept: &mut usize, seen: &mut usize, count: usize) {
     *seen += count;
 }
 
-impl Channel {
-    /// Whether a message begins to come back.
-    fn begin(&mut self, payload: &[u8]) -> bool {
-        let returned = returned(payload).filter(|_| self.returning.is_none());
-        let begins = returned.is_some();
-        if let Some(message) = returned {
-            self.returning = Some(Returning { message, missing: None });
+impl Coming {
+    fn whole(self) -> News {
+        let content = self.content;
+        match self.method {
+            Method::Return { exchange, routing_key } => News::Return(Box::new(Returned {
+                exchange,
+                routing_key,
+                content,
+            })),
+            Method::Deliver { tag, redelivered } => News::Delivery(Box::new(Delivered {
+                tag,
+                redelivered,
+                content,
+            })),
         }
-        begins
+    }
+}
+
+impl Channel {
+    /// Whether a message begins to come.
+    fn begin(&mut self, payload: &[u8]) -> bool {
+        let begun = returned(payload).or_else(|| delivered(payload));
+        match begun.filter(|_| self.coming.is_none()) {
+            Some(method) => {
+                self.coming = Some(Coming {
+                    method,
+                    content: Content::default(),
+                    missing: None,
+                });
+                true
+            }
+            None => false,
+        }
     }
 
     fn header(&mut self, payload: &[u8]) -> bool {
-        let Some(returning) = self.returning.as_mut().filter(|returning| returning.missing.is_none()) else {
+        let Some(coming) = self.coming.as_mut().filter(|coming| coming.missing.is_none()) else {
             return false;
         };
-        let Some((bytes, message_id)) = content_header(payload) else {
+        let Some((bytes, properties)) = content_header(payload) else {
             return false;
         };
-        returning.missing = Some(bytes);
-        returning.message.message_id = message_id;
+        coming.missing = Some(bytes);
+        coming.content.properties = properties;
         true
     }
 
     fn body(&mut self, payload: &[u8]) -> bool {
-        let Some(Returning {
-            message,
-            missing: Some(missing),
-        }) = &mut self.returning
-        else {
+        let Some(coming) = &mut self.coming else {
             return false;
         };
-        let Some(left) = missing.checked_sub(payload.len() as u64) else {
-            return false;
-        };
-        *missing = left;
-        message.body.extend_from_slice(payload);
-        true
+        let left = coming
+            .missing
+            .and_then(|missing| missing.checked_sub(payload.len() as u64));
+        if left.is_some() {
+            coming.missing = left;
+            coming.content.body.extend_from_slice(payload);
+        }
+        left.is_some()
     }
 
-    fn finish(&mut self) -> Option<Returned> {
-        let is_whole = |returning: &mut Returning| returning.missing == Some(0);
-        self.returning.take_if(is_whole).map(|returning| returning.message)
+    fn finish(&mut self) -> Option<News> {
+        let is_whole = |coming: &mut Coming| coming.missing == Some(0);
+        self.coming.take_if(is_whole).map(Coming::whole)
     }
 }
 
@@ -432,35 +486,33 @@ fn closed(payload: &[u8], method: [u8; 4]) -> Option<Heard> {
 }
 
 /// Of `basic.return`, which has a code and a text in front.
-fn returned(payload: &[u8]) -> Option<Returned> {
+fn returned(payload: &[u8]) -> Option<Method> {
     let mut reader = Reader(payload.strip_prefix(&BASIC_RETURN)?);
     reader.skip(2)?;
-    reader.short()?;
-    Some(Returned {
+    reader.skip_short()?;
+    Some(Method::Return {
         exchange: reader.short()?,
         routing_key: reader.short()?,
-        ..Returned::default()
     })
 }
 
-/// The length of the body that follows, and the message's id.
-fn content_header(payload: &[u8]) -> Option<(u64, Option<ShortString>)> {
+/// Of `basic.deliver`, which has the consumer's tag in front, and behind exchange and routing key.
+fn delivered(payload: &[u8]) -> Option<Method> {
+    let mut reader = Reader(payload.strip_prefix(&BASIC_DELIVER)?);
+    reader.skip_short()?;
+    Some(Method::Deliver {
+        tag: reader.take().map(DeliveryTag::from_be_bytes)?,
+        redelivered: reader.take()? != [0],
+    })
+}
+
+/// The length of the body that follows, and the properties, which are read as the client reads them.
+fn content_header(payload: &[u8]) -> Option<(u64, BasicProperties)> {
     let mut reader = Reader(payload);
     reader.skip(4)?;
     let bytes = reader.take().map(u64::from_be_bytes)?;
-    let flags = reader.take().map(u16::from_be_bytes)?;
-    for (bit, property) in PROPERTIES.into_iter().enumerate() {
-        if flags & (1 << (15 - bit)) == 0 {
-            continue;
-        }
-        match property {
-            Property::Text if bit == MESSAGE_ID => return Some((bytes, Some(reader.short()?))),
-            Property::Text => reader.skip_short()?,
-            Property::Table => reader.skip_long()?,
-            Property::Bytes(bytes) => reader.skip(bytes)?,
-        }
-    }
-    Some((bytes, None))
+    let (rest, properties) = parse_properties(reader.0).ok()?;
+    rest.is_empty().then_some((bytes, properties))
 }
 
 struct Reader<'a>(&'a [u8]);
@@ -489,11 +541,6 @@ impl Reader<'_> {
         let [bytes] = self.take()?;
         self.skip(bytes.into())
     }
-
-    fn skip_long(&mut self) -> Option<()> {
-        let bytes = u32::from_be_bytes(self.take()?);
-        self.skip(usize::try_from(bytes).ok()?)
-    }
 }
 
 /// Twice the longest frame that connections here agree to ([`FRAME_MAX`]); a frame longer than this is the client's.
@@ -509,6 +556,7 @@ const BASIC: u8 = 60;
 const PUBLISH: u8 = 40;
 /// Methods by class and number.
 const BASIC_RETURN: [u8; 4] = [0, BASIC, 0, 50];
+const BASIC_DELIVER: [u8; 4] = [0, BASIC, 0, 60];
 const BASIC_ACK: [u8; 4] = [0, BASIC, 0, 80];
 const BASIC_NACK: [u8; 4] = [0, BASIC, 0, 120];
 const CONNECTION_CLOSE: [u8; 4] = [0, 10, 0, 50];
@@ -550,20 +598,28 @@ pub mod testing {
         for text in [&"NO_ROUTE".into(), &message.exchange, &message.routing_key] {
             short(&mut payload, text);
         }
-        let properties = BasicProperties::default()
-            .with_content_type("text/plain".into())
-            .with_headers(FieldTable::default())
-            .with_app_id("somebody".into());
-        let properties = match &message.message_id {
-            Some(id) => properties.with_message_id(id.clone()),
-            None => properties,
-        };
+        [method(channel, &payload), content(channel, &message.content, piece)].concat()
+    }
+
+    /// As [`returned`].
+    pub fn delivered(channel: ChannelId, message: &Delivered, piece: usize) -> Vec<u8> {
+        let mut payload = BASIC_DELIVER.to_vec();
+        short(&mut payload, &"ctag".into());
+        payload.extend(message.tag.to_be_bytes());
+        payload.push(u8::from(message.redelivered));
+        for text in ["inferq", "model"] {
+            short(&mut payload, &text.into());
+        }
+        [method(channel, &payload), content(channel, &message.content, piece)].concat()
+    }
+
+    fn content(channel: ChannelId, content: &Content, piece: usize) -> Vec<u8> {
         let mut header = [0, BASIC, 0, 0].to_vec();
-        header.extend((message.body.len() as u64).to_be_bytes());
-        super::properties(&mut header, &properties);
-        let bodies = message.body.chunks(piece).flat_map(|piece| any(BODY, channel, piece));
+        header.extend((content.body.len() as u64).to_be_bytes());
+        properties(&mut header, &content.properties);
+        let bodies = content.body.chunks(piece).flat_map(|piece| any(BODY, channel, piece));
         let bodies: Vec<u8> = bodies.collect();
-        [method(channel, &payload), any(CONTENT_HEADER, channel, &header), bodies].concat()
+        [any(CONTENT_HEADER, channel, &header), bodies].concat()
     }
 
     pub fn closed(channel: ChannelId, code: u16, said: &str) -> Vec<u8> {
@@ -721,7 +777,7 @@ mod tests {
                 bytes.extend(testing::any(kind, 3, &payload));
                 ends.push(bytes.len());
             }
-            let mut writing = Writing::new();
+            let mut writing = Writing::default();
             let (mut written, mut pieces) = (0, pieces.into_iter().cycle());
 
             while written < bytes.len() {
@@ -749,17 +805,35 @@ mod tests {
             }
         });
         let body = proptest::collection::vec(any::<u8>(), 0..60);
-        let returned = (short_string(), proptest::option::of(short_string()), body, 1_usize..50);
-        let returned = returned.prop_map(|(routing_key, message_id, body, piece)| {
-            let message = Returned {
+        let content = (any_properties(), body).prop_map(|(properties, body)| Content { properties, body });
+        let message = (
+            short_string(),
+            any::<(u64, bool)>(),
+            any::<bool>(),
+            content,
+            1_usize..50,
+        );
+        let message = message.prop_map(|(routing_key, (tag, redelivered), is_return, content, piece)| {
+            let returned = Returned {
                 exchange: "".into(),
                 routing_key,
-                message_id,
-                body,
+                content: content.clone(),
+            };
+            let delivered = Delivered {
+                tag,
+                redelivered,
+                content,
+            };
+            let (bytes, news) = match is_return {
+                true => (testing::returned(OURS, &returned, piece), News::Return(returned.into())),
+                false => (
+                    testing::delivered(OURS, &delivered, piece),
+                    News::Delivery(delivered.into()),
+                ),
             };
             Sent {
-                bytes: testing::returned(OURS, &message, piece),
-                heard: Some(News::Return(message)),
+                bytes,
+                heard: Some(news),
             }
         });
         let theirs = prop_oneof![
@@ -777,7 +851,7 @@ mod tests {
             proptest::collection::vec(any::<u8>(), 0..60).prop_map(|body| testing::any(BODY, THEIRS, &body)),
             Just(testing::closed(THEIRS, 404, "gone")),
         ];
-        prop_oneof![3 => confirm, 2 => returned, 3 => theirs.prop_map(|bytes| Sent { bytes, heard: None })]
+        prop_oneof![3 => confirm, 2 => message, 3 => theirs.prop_map(|bytes| Sent { bytes, heard: None })]
     }
 
     /// What is heard and what the client gets, when `bytes` come in pieces that end at `cuts`.
@@ -807,7 +881,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn confirms_and_returns_are_heard_in_order_and_the_client_gets_all_else_wherever_it_is_cut(
+        fn messages_and_confirms_are_heard_in_order_and_the_client_gets_all_else_wherever_it_is_cut(
             sent in proptest::collection::vec(sent(), 1..8),
         ) {
             let bytes: Vec<u8> = sent.iter().flat_map(|sent| sent.bytes.clone()).collect();
@@ -831,8 +905,8 @@ mod tests {
             channels in proptest::collection::vec(0_u16..3, 0..3),
             pieces in proptest::collection::vec(
                 (0_u8..5, 0_u16..3, proptest::collection::vec(any::<u8>(), 0..50), any::<bool>()), 0..12),
-            methods in proptest::collection::vec(
-                prop_oneof![Just(BASIC_RETURN), Just(BASIC_ACK), Just(CHANNEL_CLOSE), Just(CONNECTION_CLOSE)], 12),
+            methods in proptest::collection::vec(proptest::sample::select(
+                vec![BASIC_RETURN, BASIC_DELIVER, BASIC_ACK, CHANNEL_CLOSE, CONNECTION_CLOSE]), 12),
             cut in 0_usize..40,
         ) {
             let mut sieve = Sieve::default();
@@ -889,10 +963,8 @@ mod tests {
 
     #[test]
     fn content_that_nobody_announced_or_that_is_longer_than_announced_is_left_to_the_client() {
-        let message = Returned {
-            body: b"four".to_vec(),
-            ..Returned::default()
-        };
+        let mut message = Returned::default();
+        message.content.body = b"four".to_vec();
         let whole = testing::returned(OURS, &message, 4);
         let end = whole.len() - (HEAD_BYTES + 4 + END_BYTES);
         let longer = testing::any(BODY, OURS, b"fives");

@@ -1,14 +1,15 @@
-//! The post: messages go to the broker, and their confirms come back, past the AMQP client.
+//! The post: messages go to the broker, and they and their confirms come from it, past the AMQP client.
 //!
-//! [`super::frames`] says why, and how frames are told apart. Here they change hands, between the task that publishes on a
-//! channel ([`Mail`]) and the stream that the client reads and writes on a thread of its own ([`super::stream`]): a batch
-//! waits here in one piece, and one call wakes that thread for it; what came waits here until the task looks.
+//! [`super::frames`] says why, and how frames are told apart. Here they change hands, between the task that publishes or
+//! consumes on a channel ([`Mail`]) and the stream that the client reads and writes on a thread of its own
+//! ([`super::stream`]): a batch waits here in one piece, and one call wakes that thread for it; what came waits here until the
+//! task looks.
 //!
 //! What holds:
 //! - Messages of a channel leave in the order in which they were added, before anything that the client writes later: its
 //!   frames that close the channel leave after them.
 //! - Once the broker has closed the channel nothing more is sent on it. What was not sent is dropped, and the task learns why.
-//! - What waits to leave has a limit ([`Mail::room`]); what came in has none but that of what is under way.
+//! - What waits to leave has a limit ([`Mail::room`]); what came in has none but the prefetch window and what is under way.
 //! - When the stream ends, whatever for, every channel has ended.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -52,7 +53,7 @@ struct Mailbox {
     writer: Option<Waker>,
 }
 
-/// A publishing channel's end of the post. Dropped, it takes back what has not left.
+/// A channel's end of the post. Dropped, it takes back what has not left.
 pub struct Mail {
     post: Post,
     number: u64,
@@ -63,7 +64,7 @@ pub struct Mail {
 }
 
 impl Post {
-    /// The post of a channel on which nothing has been published yet, and on which nobody else will.
+    /// The post of a channel on which nobody has published or consumed yet, and nobody else will.
     pub fn channel(&self, channel: ChannelId, frame_max: FrameSize) -> Mail {
         let mut office = self.lock();
         let number = office.number;
@@ -211,9 +212,10 @@ impl Mail {
             mailbox.leaving.append(&mut self.batch);
         } else if !self.batch.is_empty() {
             std::mem::swap(&mut mailbox.leaving, &mut self.batch);
-            if let Some(carrier) = &office.carrier {
-                carrier.wake_by_ref();
-            }
+            let carrier = office.carrier.clone();
+            // Awake, the thread would wait for what is locked here.
+            drop(office);
+            carrier.into_iter().for_each(Waker::wake);
         }
         Ok(())
     }
@@ -377,10 +379,11 @@ mod tests {
         // The first reason counts.
         post.end(closed_silently);
 
-        for mut mail in [post.channel(CHANNEL + 1, 4096)] {
+        let mut later = post.channel(CHANNEL + 1, 4096);
+
+        for mail in [&mut mail, &mut later] {
             assert!(mail.send().unwrap_err().to_string().contains("maintenance"));
         }
-        assert!(mail.send().unwrap_err().to_string().contains("maintenance"));
     }
 
     #[test]

@@ -216,9 +216,8 @@ fn mend(text: &mut [u8]) {
     }
 }
 
-/// What a property is written as.
 #[derive(Clone, Copy)]
-pub enum Property {
+enum Property {
     Text,
     Table,
     Bytes(usize),
@@ -226,7 +225,7 @@ pub enum Property {
 
 /// The properties of `basic`, in the order of their flags: content type and encoding, headers, delivery mode, priority,
 /// correlation id, reply-to, expiration, message id, timestamp, type, user id, app id, and one that is reserved.
-pub const PROPERTIES: [Property; 14] = {
+const PROPERTIES: [Property; 14] = {
     use Property::{Bytes, Table, Text};
     [
         Text,
@@ -245,8 +244,6 @@ pub const PROPERTIES: [Property; 14] = {
         Text,
     ]
 };
-/// Its place among them.
-pub const MESSAGE_ID: usize = 8;
 const CLASS_WEIGHT_AND_BODY_SIZE: usize = 2 + 2 + 8;
 /// The type of a value of bytes that mean nothing to anybody here.
 const BYTES: u8 = b'x';

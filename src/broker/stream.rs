@@ -49,7 +49,7 @@ impl<S> Screened<S> {
         Self {
             wire,
             post,
-            client: Writing::new(),
+            client: Writing::default(),
             leaving: Vec::new(),
             left: 0,
             bytes: vec![0; FRAME_BYTES_MAX],

@@ -1,13 +1,14 @@
 //! Consuming: from a model's queue to jobs, and the only stage that watches the stop token.
 //!
 //! One task a model. It opens a channel, consumes until the channel or the connection fails, and opens the next: each
-//! channel is a generation with receipts of its own.
+//! channel is a generation with receipts of its own. The AMQP client opens and cancels the consumer; what is delivered goes
+//! past it ([`crate::broker::post`]).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Consumer};
@@ -27,8 +28,10 @@ use super::{Fatal, WorkerError};
 use crate::broker::BrokerError;
 use crate::broker::backoff::{Failure, Patience};
 use crate::broker::connection::Connected;
+use crate::broker::frames::{Content, Delivered, News};
 use crate::broker::link::{self, Link};
 use crate::broker::permission::Act;
+use crate::broker::post::Mail;
 use crate::broker::topology::{self, Names};
 use crate::config::{BrokerConfig, TopologyConfig};
 use crate::error::chain;
@@ -72,8 +75,36 @@ enum Ended {
     Lost(String),
 }
 
+/// What the broker has delivered on one channel.
+struct Deliveries {
+    mail: Mail,
+    came: std::vec::IntoIter<News>,
+}
+
+impl Deliveries {
+    /// Waits for the next one.
+    ///
+    /// # Errors
+    /// The channel is gone, and with it what came last.
+    async fn next(&mut self) -> Result<Delivered, lapin::Error> {
+        loop {
+            for news in self.came.by_ref() {
+                if let News::Delivery(delivered) = news {
+                    return Ok(*delivered);
+                }
+            }
+            let mut news = Vec::new();
+            if let Some(lost) = self.mail.news(&mut news).await {
+                return Err(lost);
+            }
+            self.came = news.into_iter();
+        }
+    }
+}
+
 /// One channel with its consumer and the task that settles on it.
 struct Generation {
+    deliveries: Deliveries,
     channel: Channel,
     consumer: Consumer,
     receipts: Receipts,
@@ -133,6 +164,12 @@ impl Consume {
     async fn open(&self, connection: &Arc<Connected>) -> Result<Generation, BrokerError> {
         topology::prepare(connection, &self.topology, [&*self.model.name]).await?;
         let channel = connection.create_channel().await?;
+        let deliveries = Deliveries {
+            mail: connection
+                .post
+                .channel(channel.id(), connection.configuration().frame_max()),
+            came: Vec::new().into_iter(),
+        };
         let prefetch = self.prefetch();
         channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
         let queue = Names::new(&self.topology.prefix).queue(&self.model.name);
@@ -153,6 +190,7 @@ impl Consume {
         watching.spawn(backlog.watch());
         Ok(Generation {
             settling: tokio::spawn(settler.run(channel.clone())),
+            deliveries,
             channel,
             consumer,
             receipts,
@@ -186,6 +224,7 @@ impl Consume {
     /// Passes deliveries on until the generation ends.
     async fn serve(&self, generation: Generation) -> Ended {
         let Generation {
+            mut deliveries,
             channel,
             mut consumer,
             receipts,
@@ -194,8 +233,15 @@ impl Consume {
         } = generation;
         let mut cancelling = None;
         let ended = loop {
-            let next = tokio::select! {
-                next = consumer.next() => next,
+            let end = tokio::select! {
+                next = deliveries.next() => match next {
+                    Ok(delivered) => {
+                        self.take(delivered, &receipts).await;
+                        continue;
+                    }
+                    Err(error) => break Ended::Lost(error.to_string()),
+                },
+                end = consumer.next() => end,
                 // Without it nothing would be acked, and the worker would sit on a full prefetch window.
                 settled = &mut settling => break Ended::Lost(match settled {
                     Ok(Err(error)) => error.to_string(),
@@ -209,13 +255,18 @@ impl Consume {
                     continue;
                 }
             };
-            match next {
-                Some(Ok(message)) => self.take(message, &receipts).await,
+            match end {
+                Some(Ok(_)) => break Ended::Lost("a delivery was read by the client".to_owned()),
                 Some(Err(error)) => break Ended::Lost(error.to_string()),
                 // The end of a stream that we did not cancel means that the queue or its node is gone.
                 None if cancelling.is_none() => break Ended::Lost("the broker cancelled the consumer".to_owned()),
-                None => break Ended::Stopping,
+                None => {}
             }
+            // All that was delivered before the broker agreed to the end is here by now.
+            while let Some(Ok(delivered)) = deliveries.next().now_or_never() {
+                self.take(delivered, &receipts).await;
+            }
+            break Ended::Stopping;
         };
         drop(receipts);
         drop(watching);
@@ -237,13 +288,14 @@ impl Consume {
         ended
     }
 
-    async fn take(&self, message: lapin::message::Delivery, receipts: &Receipts) {
-        let body = Bytes::from(message.data);
+    async fn take(&self, delivered: Delivered, receipts: &Receipts) {
+        let Content { properties, body } = delivered.content;
+        let body = Bytes::from(body);
         let mut delivery = Delivery {
-            receipt: receipts.receipt(message.delivery_tag),
+            receipt: receipts.receipt(delivered.tag),
             memory: None,
-            properties: message.properties,
-            redelivered: message.redelivered,
+            properties,
+            redelivered: delivered.redelivered,
             arrived: Instant::now(),
             body,
         };

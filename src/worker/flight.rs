@@ -317,7 +317,9 @@ impl Tags {
         for news in news {
             match news {
                 News::Confirm(confirm) => self.confirm(confirm, &mut confirms),
-                News::Return(returned) => self.returns.push_back(address(returned)),
+                News::Return(returned) => self.returns.push_back(address(*returned)),
+                // Nobody consumes here.
+                News::Delivery(_) => {}
             }
         }
         confirms
@@ -347,8 +349,8 @@ fn address(returned: Returned) -> Address {
     Address {
         exchange: returned.exchange,
         routing_key: returned.routing_key,
-        message_id: returned.message_id,
-        body: returned.body.into(),
+        message_id: returned.content.properties.message_id().clone(),
+        body: returned.content.body.into(),
     }
 }
 
@@ -363,10 +365,10 @@ mod tests {
     }
 
     fn returned(queue: &str) -> News {
-        News::Return(Returned {
+        News::Return(Box::new(Returned {
             routing_key: queue.into(),
             ..Returned::default()
-        })
+        }))
     }
 
     fn tags(published: Number) -> Tags {
