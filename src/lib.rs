@@ -32,7 +32,7 @@
 //!
 //! For tests only: `src/worker/simulation/`, which runs these rules against a model broker in schedules drawn from seeds.
 //!
-//! Replies and their confirms go past the AMQP client: `src/broker/frames.rs` writes and reads their frames,
+//! Deliveries, replies and their confirms go past the AMQP client: `src/broker/frames.rs` writes and reads their frames,
 //! `src/broker/post.rs` carries them, `src/broker/stream.rs` is where they meet what the client writes and reads.
 //!
 //! Around it: `src/wire/` the messages; `src/broker/` connections and topology; `src/model/` what a repository holds;

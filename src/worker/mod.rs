@@ -451,7 +451,7 @@ fn delivery_limit(config: &Config) -> Option<u64> {
 
 /// As many deliveries as are asked for, or fewer, so that their bodies fit into `limits.memory_bytes`.
 ///
-/// Nothing else bounds them: what the broker has sent is in this process, in the client's queue, before a stage has seen it.
+/// Nothing else bounds them: what the broker has sent is in this process, in the connection's post, before a stage has seen it.
 fn prefetch_within(config: &Config, models: usize) -> u16 {
     let (asked, limits) = (config.broker.prefetch, &config.limits);
     let bodies = limits.memory_bytes / limits.body_bytes_max / models.max(1);
