@@ -31,7 +31,7 @@ struct Office {
     boxes: Vec<Mailbox>,
     /// Of the next box.
     number: u64,
-    /// Wakes the thread that writes.
+    /// Wakes the thread that writes, see [`super::stream`].
     carrier: Option<Waker>,
     /// Why the connection can be used no more.
     ended: Option<Error>,
@@ -102,13 +102,14 @@ impl Post {
         sifted
     }
 
-    /// Fills `into`, which is empty, with messages that are to leave; whether there were any. When there are again, `carrier`
-    /// is woken.
-    pub fn collect(&self, into: &mut Vec<u8>, carrier: &Waker) -> bool {
+    /// From now on `carrier` is woken when messages are to leave and none were before.
+    pub fn wake(&self, carrier: &Waker) {
+        self.lock().carrier = Some(carrier.clone());
+    }
+
+    /// Fills `into`, which is empty, with messages that are to leave; whether there were any.
+    pub fn collect(&self, into: &mut Vec<u8>) -> bool {
         let mut office = self.lock();
-        if !office.carrier.as_ref().is_some_and(|known| known.will_wake(carrier)) {
-            office.carrier = Some(carrier.clone());
-        }
         let Some(mailbox) = office.boxes.iter_mut().find(|mailbox| !mailbox.leaving.is_empty()) else {
             return false;
         };
@@ -316,7 +317,7 @@ mod tests {
     /// What leaves now.
     fn collected(post: &Post) -> Vec<u8> {
         let mut leaving = Vec::new();
-        post.collect(&mut leaving, Waker::noop());
+        post.collect(&mut leaving);
         leaving
     }
 
@@ -330,7 +331,7 @@ mod tests {
     fn the_thread_that_writes_is_woken_once_for_all_that_it_has_not_collected() {
         let (post, carrier) = (Post::default(), Arc::new(Carrier::default()));
         let mut mail = post.channel(CHANNEL, 4096);
-        post.collect(&mut Vec::new(), &carrier.clone().into());
+        post.wake(&carrier.clone().into());
 
         for _ in 0..3 {
             add(&mut mail, 10);
@@ -338,7 +339,6 @@ mod tests {
         }
         let woken = carrier.0.load(Ordering::SeqCst);
         let together = collected(&post);
-        post.collect(&mut Vec::new(), &carrier.clone().into());
         add(&mut mail, 10);
         mail.send().unwrap();
 

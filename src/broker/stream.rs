@@ -3,13 +3,18 @@
 //!
 //! It lies above TLS, where frames are plain. What comes in is screened in the client's own memory; only a frame whose end is
 //! still to come is held back and copied. What goes out is passed through, and between the client's frames the post.
+//!
+//! The client's thread sleeps when it can neither read nor has anything of its own to write, even if it has just been told
+//! that the socket can be written. So whatever concerns the post wakes it as if there were something to read: then it flushes
+//! first, which is where the post leaves, and finds nothing to read.
 
 use std::future::Future;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::{Duration, Instant};
 
 use async_compat::Compat;
@@ -33,6 +38,8 @@ pub struct Screened<S = Wire> {
     post: Post,
     /// Where the client is in what it writes.
     client: Writing,
+    /// Tells the client that there is something to read.
+    reader: Option<Waker>,
     /// Messages that leave, of which `left` bytes have.
     leaving: Vec<u8>,
     left: usize,
@@ -50,6 +57,7 @@ impl<S> Screened<S> {
             wire,
             post,
             client: Writing::default(),
+            reader: None,
             leaving: Vec::new(),
             left: 0,
             bytes: vec![0; FRAME_BYTES_MAX],
@@ -132,7 +140,9 @@ impl<S: AsyncWrite + Unpin> Screened<S> {
     /// Writes the messages that have begun to leave.
     fn poll_leave(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.left < self.leaving.len() {
-            match ready!(Pin::new(&mut self.wire).poll_write(context, &self.leaving[self.left..]))? {
+            let (wire, rest) = (&mut self.wire, &self.leaving[self.left..]);
+            let write = |context: &mut Context<'_>| Pin::new(&mut *wire).poll_write(context, rest);
+            match ready!(waking_both(self.reader.as_ref(), context, write))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 written => self.left += written,
             }
@@ -149,7 +159,7 @@ impl<S: AsyncWrite + Unpin> Screened<S> {
     fn poll_post(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             ready!(self.poll_leave(context))?;
-            if !self.client.is_between_frames() || !self.post.collect(&mut self.leaving, context.waker()) {
+            if !self.client.is_between_frames() || !self.post.collect(&mut self.leaving) {
                 return Poll::Ready(Ok(()));
             }
         }
@@ -158,6 +168,14 @@ impl<S: AsyncWrite + Unpin> Screened<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Screened<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, to: &mut [u8]) -> Poll<io::Result<usize>> {
+        if !self
+            .reader
+            .as_ref()
+            .is_some_and(|known| known.will_wake(context.waker()))
+        {
+            self.reader = Some(context.waker().clone());
+            self.post.wake(context.waker());
+        }
         let came = ready!(self.poll_next(context, to));
         match &came {
             Ok(0) if !to.is_empty() => self
@@ -199,11 +217,39 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Screened<S> {
     /// The client flushes whenever its thread wakes up, before and after it writes.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_post(context))?;
-        Pin::new(&mut self.wire).poll_flush(context)
+        let this = &mut *self;
+        waking_both(this.reader.as_ref(), context, |context| {
+            Pin::new(&mut this.wire).poll_flush(context)
+        })
     }
 
     fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.wire).poll_close(context)
+    }
+}
+
+/// Polls, and if that has to wait, has the client told afterwards that it may read as well as write.
+fn waking_both<T>(
+    reader: Option<&Waker>,
+    context: &mut Context<'_>,
+    mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
+) -> Poll<T> {
+    let polled = poll(context);
+    match reader {
+        Some(reader) if polled.is_pending() => {
+            let both = Waker::from(Arc::new(Both(context.waker().clone(), reader.clone())));
+            poll(&mut Context::from_waker(&both))
+        }
+        _ => polled,
+    }
+}
+
+struct Both(Waker, Waker);
+
+impl Wake for Both {
+    fn wake(self: Arc<Self>) {
+        self.0.wake_by_ref();
+        self.1.wake_by_ref();
     }
 }
 
@@ -489,5 +535,62 @@ mod tests {
         drop(stream);
 
         assert!(mail.news(&mut Vec::new()).await.is_some());
+    }
+
+    /// Takes nothing, and keeps who waits for it.
+    #[derive(Default)]
+    struct Full(Vec<Waker>);
+
+    impl AsyncRead for Full {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut [u8]) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Full {
+        fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+            self.0.push(context.waker().clone());
+            Poll::Pending
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[derive(Default)]
+    struct Told(std::sync::atomic::AtomicUsize);
+
+    impl Wake for Told {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn the_client_is_told_to_read_of_a_message_and_when_a_full_socket_takes_the_rest() {
+        let told = || Arc::new(Told::default());
+        let (reads, writes) = (told(), told());
+        let count = |told: &Told| told.0.load(std::sync::atomic::Ordering::SeqCst);
+        let (reader, writer) = (Waker::from(reads.clone()), Waker::from(writes.clone()));
+        let post = Post::default();
+        let mut mail = post.channel(OURS, 4096);
+        let mut stream = Screened::new(Full::default(), post);
+        stream.client.wrote(b"AMQP\0\0\x09\x01");
+
+        let _ = Pin::new(&mut stream).poll_read(&mut Context::from_waker(&reader), &mut [0; 8]);
+        publish(&mut mail, b"body");
+        let of_a_message = (count(&reads), count(&writes));
+        let flushed = Pin::new(&mut stream).poll_flush(&mut Context::from_waker(&writer));
+        // A socket keeps the last.
+        stream.wire.0.pop().unwrap().wake();
+
+        assert_eq!(of_a_message, (1, 0));
+        assert!(flushed.is_pending());
+        assert_eq!((count(&reads), count(&writes)), (2, 1));
     }
 }

@@ -118,3 +118,28 @@ async fn a_broker_that_says_nothing_but_confirms_is_not_taken_for_dead() {
     assert_eq!(metrics.sum("inferq_connects_total"), Some(2.0), "{}", worker.log());
     assert_eq!(metrics.sum("inferq_deliveries_total"), Some(number as f64));
 }
+
+/// Heartbeats are too far apart to wake anybody: who misses a message stays asleep until its confirm is overdue, and the job
+/// comes back.
+#[tokio::test]
+async fn no_message_waits_for_somebody_who_was_about_to_sleep() {
+    const JOBS: usize = 6_000;
+    let scene = Scene::new();
+    let worker = scene
+        .worker("affine")
+        .env("INFERQ_BROKER__HEARTBEAT_MS", "60000")
+        .env("INFERQ_REPLY__CONFIRM_TIMEOUT_MS", "10000");
+    let worker = worker.start().await;
+    let mut producer = scene.producer().await;
+
+    producer
+        .send_all((0..JOBS).map(|number| numbered(&scene, number, 1)))
+        .await;
+    let ids: Vec<String> = (0..JOBS).map(|number| number.to_string()).collect();
+    let replies = producer.replies(&ids).await;
+    let metrics = worker.metrics().await;
+    worker.drain().await;
+
+    assert!(replies.values().all(|replies| replies.len() == 1), "answered twice");
+    assert_eq!(metrics.sum("inferq_deliveries_total"), Some(JOBS as f64));
+}
