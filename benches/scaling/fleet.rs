@@ -50,6 +50,18 @@ pub struct Pod {
     pub grace: f64,
 }
 
+impl Pod {
+    /// A model of some 10 ms a row on a core, whose image is on most nodes.
+    pub const CPU: Self = Self {
+        per_row: 0.008,
+        per_run: 0.008,
+        rows_max: 64.0,
+        prefetch: 256.0,
+        cold: 20.0,
+        grace: 40.0,
+    };
+}
+
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Broker {
     /// Jobs a second that it delivers to all replicas together.

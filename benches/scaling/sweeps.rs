@@ -60,19 +60,11 @@ struct Device {
     accepted: f64,
 }
 
-/// A model of some 10 ms a row on a core, whose image is on most nodes; and one that a GPU does 4,800 rows a second of, but
-/// often has to wait for a node.
+/// [`Pod::CPU`], and a model that a GPU does 4,800 rows a second of, but often has to wait for a node.
 const DEVICES: [Device; 2] = [
     Device {
         name: "CPU",
-        pod: Pod {
-            per_row: 0.008,
-            per_run: 0.008,
-            rows_max: 64.0,
-            prefetch: 256.0,
-            cold: 20.0,
-            grace: 40.0,
-        },
+        pod: Pod::CPU,
         accepted: 60.0,
     },
     Device {

@@ -119,10 +119,10 @@ async fn a_broker_that_says_nothing_but_confirms_is_not_taken_for_dead() {
     assert_eq!(metrics.sum("inferq_deliveries_total"), Some(number as f64));
 }
 
-/// Heartbeats are too far apart to wake anybody: who misses a message stays asleep until its confirm is overdue, and the job
-/// comes back.
+/// Heartbeats are too far apart to wake anybody who missed a message. Who is woken for one is a race that a debug build seldom
+/// loses: `broker::stream` has the test that decides it.
 #[tokio::test]
-async fn no_message_waits_for_somebody_who_was_about_to_sleep() {
+async fn thousands_of_jobs_at_once_are_answered_once_each_and_none_comes_back() {
     const JOBS: usize = 6_000;
     let scene = Scene::new();
     let worker = scene

@@ -178,10 +178,10 @@ const NAMES_LISTED: usize = 20;
 const SHOWN_MAX: usize = 32;
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn choice(columns: &[&str], keys: &[&str]) -> Choice {
+    pub fn choice(columns: &[&str], keys: &[&str]) -> Choice {
         let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
         Choice {
             columns: words(columns),

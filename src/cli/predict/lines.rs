@@ -440,15 +440,8 @@ const DEPTH_MAX: usize = crate::wire::tensor::AXES_MAX - 1;
 
 #[cfg(test)]
 mod tests {
+    use super::super::columns::tests::choice;
     use super::*;
-
-    fn choice(columns: &[&str], keys: &[&str]) -> Choice {
-        let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
-        Choice {
-            columns: words(columns),
-            keys: words(keys),
-        }
-    }
 
     fn block(text: &str, datatype: Datatype, choice: &Choice) -> Result<Block, InputFault> {
         let mut lines = Lines::open(text.as_bytes(), datatype, choice, "x")?;
@@ -560,14 +553,10 @@ mod tests {
             ),
             (
                 "{\"a\":1}\n",
-                &super::tests::choice(&["z"], &[]),
+                &choice(&["z"], &[]),
                 "there is no column `z`; there are: a",
             ),
-            (
-                "[1,2]\n[3]\n",
-                &super::tests::choice(&["2"], &[]),
-                "line 2 has 1 values",
-            ),
+            ("[1,2]\n[3]\n", &choice(&["2"], &[]), "line 2 has 1 values"),
         ] {
             let fault = block(text, Datatype::Fp32, choice)
                 .err()

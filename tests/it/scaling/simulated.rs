@@ -63,14 +63,7 @@ fn seconds_of_work_wake_nobody_and_messages_beside_them_do() {
 
 /// From one replica's worth to ten and back, with so many times what one does in [`ACCEPTED`] as the target.
 fn ramp(times: f64) -> Setup {
-    let pod = Pod {
-        per_row: 0.008,
-        per_run: 0.008,
-        rows_max: 64.0,
-        prefetch: 256.0,
-        cold: 20.0,
-        grace: 40.0,
-    };
+    let pod = Pod::CPU;
     Setup {
         scaling: Spec {
             polling: Duration::from_secs(10),
