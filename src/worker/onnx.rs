@@ -187,7 +187,7 @@ impl OnnxEngine {
         let way = match hardware.device {
             Device::Cpu => Way::Host(Allocator::default()),
             Device::Cuda(index) => {
-                let bound = Bound::on_cuda(&session, &signature, index).map_err(|error| fault(&error))?;
+                let bound = Bound::on_cuda(&session, index).map_err(|error| fault(&error))?;
                 Way::Pinned(Box::new(bound))
             }
         };

@@ -22,7 +22,9 @@ pub fn one_line(message: &str) -> String {
 
 /// The cause at the end of a message that begins with places in ONNX Runtime's own source.
 pub fn cause(message: &str) -> &str {
-    let cause = message.rsplit("] : 1 : FAIL : ").next().unwrap_or(message);
+    let cause = ["] : 1 : FAIL : ", " operator() "]
+        .iter()
+        .fold(message, |message, place| message.rsplit(place).next().unwrap_or(message));
     cause.trim_end_matches(['.', ' '])
 }
 
@@ -39,7 +41,7 @@ pub fn advice(message: &str) -> Option<&'static str> {
         Some(
             "put CUDA 13's libraries beside the library, as `scripts/onnxruntime-gpu` does, or name their folder in LD_LIBRARY_PATH",
         )
-    } else if says(&["invalid device ordinal", "no CUDA-capable device"]) {
+    } else if says(&["invalid device ordinal", "Invalid device ID", "no CUDA-capable device"]) {
         Some("there is no such GPU here: `nvidia-smi` lists those there are, CUDA_VISIBLE_DEVICES hides some")
     } else if says(&["driver version is insufficient"]) {
         Some("NVIDIA's driver is older than CUDA 13: install 580 or newer")
@@ -169,6 +171,9 @@ mod tests {
         let long = "/onnxruntime_src/bridge.cc:1988 Get() [ONNXRuntimeError] : 1 : FAIL : Failed to load library a.so";
 
         assert_eq!(cause(long), "Failed to load library a.so");
+        let option = "/onnxruntime_src/info.cc:62 FromProviderOptions(const ProviderOptions&) [ONNXRuntimeError] : 1 : FAIL : \
+            utils.h:187 Parse Failed to parse provider option \"device_id\": info.cc:70 operator() Invalid device ID: 99.";
+        assert_eq!(cause(option), "Invalid device ID: 99");
         assert_eq!(
             cause("It is not enabled in this build. "),
             "It is not enabled in this build"
@@ -191,6 +196,10 @@ mod tests {
                 Some("libraries"),
             ),
             ("CUDA failure 101: invalid device ordinal ; GPU=0", Some("no such GPU")),
+            (
+                "Invalid device ID: 99, must be between 0 (inclusive) and 1 (exclusive).",
+                Some("no such GPU"),
+            ),
             (
                 "CUDA failure 100: no CUDA-capable device is detected ; GPU=0",
                 Some("no such GPU"),
