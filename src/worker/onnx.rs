@@ -22,6 +22,7 @@ use self::failure::{advice, cause, engine_error, one_line};
 pub use self::library::{Runtime, TELEMETRY_OFF};
 pub use self::profile::Placement;
 use self::profile::ProfileFolder;
+pub use self::tensor::Staged;
 use self::tensor::{element_type, spec, value};
 use super::hardware::Hardware;
 use super::infer::{Engine, EngineError, Input, Output};
@@ -346,7 +347,7 @@ fn run_on_host(
     let values = inputs
         .iter()
         .zip(&signature.inputs)
-        .map(|(input, spec)| value(allocator, element_type(spec.datatype), input).map(SessionInputValue::Owned))
+        .map(|(input, spec)| value(allocator, element_type(spec.datatype), input).map(SessionInputValue::from))
         .collect::<ort::Result<Vec<_>>>()
         .map_err(|error| engine_error(&error))?;
     let outputs = session.run_with_options(values.as_slice(), options);

@@ -1,25 +1,30 @@
 //! A run on a GPU: rows go into pinned memory, from there to the device and back, without a detour through pageable memory.
 //!
 //! Pinned memory comes from the arena that ONNX Runtime keeps for it with each session: the same bytes from run to run,
-//! more of them only when a run is bigger than all before. Outputs are bound to that memory, not to tensors in it: of a
-//! tensor there, which has a GPU for its device since 1.23, ONNX Runtime has the kernel write to it over PCIe, and then
-//! fails to copy it onto itself (`dst_data != src_data was false` on an H100 with 1.28; microsoft/onnxruntime issue 29713).
+//! more of them only when a run is bigger than all before. Since 1.23 ONNX Runtime calls it memory of the GPU, and uses
+//! tensors in it where they are (seen with 1.28 on an H200, `benches/README.md`):
 //!
-//! Nothing here waits for the whole device, which would stop the other engine's work: binding an input returns when it has
-//! been copied, and a run returns when its own stream is done.
+//! - Inputs would be read over PCIe by the kernels, ten times slower. So they are bound as memory of the CPU, and copied.
+//! - Outputs would be written over PCIe, and then fail to be copied onto themselves (`dst_data != src_data was false`;
+//!   microsoft/onnxruntime issue 29713 is of the same kind). So they are bound to the kind of memory, not to tensors in it.
+//!
+//! Nothing here waits for the whole device, which would stop the other engine's work: a run copies, computes and copies back
+//! on its own stream, and returns when that is done.
 
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{IoBinding, RunOptions, Session};
 
 use super::failure::engine_error;
-use super::tensor::{element_type, outputs, value};
+use super::tensor::{Staged, element_type, outputs, value};
 use crate::model::signature::Signature;
 use crate::wire::tensor::Datatype;
 use crate::worker::infer::{EngineError, Input, Output};
 
 /// The memory of one session on the host, and what is bound to its inputs and outputs.
 pub struct Bound {
+    /// Refers to `staged`.
     binding: IoBinding,
+    staged: Vec<Staged>,
     allocator: Allocator,
     pinned: MemoryInfo<'static>,
     pageable: MemoryInfo<'static>,
@@ -38,6 +43,7 @@ impl Bound {
         let memory = |device, index| MemoryInfo::new(device, index, AllocatorType::Device, MemoryType::CPUOutput);
         Ok(Self {
             binding: session.create_binding()?,
+            staged: Vec::new(),
             allocator: Allocator::new(session, memory(device.clone(), i32::from(index))?)?,
             pinned: memory(device, i32::from(index))?,
             pageable: memory(AllocationDevice::CPU, 0)?,
@@ -59,13 +65,20 @@ impl Bound {
             .and_then(|values| outputs(signature, values));
         // What the run needed is free for the other engines' runs.
         self.binding.clear();
+        self.staged.clear();
         ran
     }
 
     fn bind(&mut self, signature: &Signature, inputs: &[Input<'_>]) -> ort::Result<()> {
         for (input, spec) in inputs.iter().zip(&signature.inputs) {
-            let value = value(&self.allocator, element_type(spec.datatype), input)?;
-            self.binding.bind_input(&spec.name, &value)?;
+            let tensor = value(&self.allocator, element_type(spec.datatype), input)?;
+            if spec.datatype == Datatype::Bytes {
+                self.binding.bind_input(&spec.name, &tensor)?;
+            } else {
+                let staged = Staged::new(tensor)?;
+                self.binding.bind_input(&spec.name, staged.value())?;
+                self.staged.push(staged);
+            }
         }
         for spec in &signature.outputs {
             // Texts are objects of the host, which no device may copy.
@@ -127,7 +140,7 @@ mod tests {
         let options = RunOptions::new().unwrap();
         let mut kept = Vec::new();
 
-        for rows in [1, 3, 64, 2, 64] {
+        for rows in [1, 3, 64, 0, 2, 64] {
             let values: Vec<f32> = (0..rows * 4).map(|value| (value + rows) as f32).collect();
             let data = f32_bytes(values.iter().copied());
             let outputs = bound.run(&mut session, &signature, &options, &[input(&[rows, 4], &data)]);

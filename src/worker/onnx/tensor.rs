@@ -1,5 +1,8 @@
 //! Tensors of ONNX Runtime: filled from the rows of jobs, read as outputs, described for the signature.
 
+use std::ptr::NonNull;
+
+use ort::AsPointer as _;
 use ort::memory::{AllocationDevice, Allocator, MemoryInfo};
 use ort::session::SessionOutputs;
 use ort::value::{DynTensor, DynValue, Outlet, Shape, Tensor, TensorElementType, ValueType};
@@ -12,7 +15,7 @@ use crate::worker::infer::{EngineError, Input, Output};
 /// Copies the parts of one input into a tensor of the runtime: the one copy on the way in.
 ///
 /// The allocator's memory must be reachable by the CPU, as that pinned for a GPU is.
-pub fn value(allocator: &Allocator, element: TensorElementType, input: &Input<'_>) -> ort::Result<DynValue> {
+pub fn value(allocator: &Allocator, element: TensorElementType, input: &Input<'_>) -> ort::Result<DynTensor> {
     let shape = Shape::new(input.shape.iter().map(|&size| size as i64));
     if element == TensorElementType::String {
         return strings(input);
@@ -39,17 +42,61 @@ pub fn value(allocator: &Allocator, element: TensorElementType, input: &Input<'_
             rest = after;
         }
     }
-    Ok(tensor.into_dyn())
+    Ok(tensor)
 }
 
-fn strings(input: &Input<'_>) -> ort::Result<DynValue> {
+/// A tensor in pinned memory that is called memory of the CPU.
+///
+/// ONNX Runtime 1.23 and later call pinned memory memory of the GPU, and let kernels read from it, over PCIe and as often as
+/// they need a value. What is called memory of the CPU is copied to the device first, from pinned memory at full speed.
+pub struct Staged {
+    /// Does not own its bytes, so it goes first.
+    value: DynValue,
+    _memory: DynTensor,
+}
+
+impl Staged {
+    /// # Errors
+    /// ONNX Runtime makes no tensor of it.
+    pub fn new(mut memory: DynTensor) -> ort::Result<Self> {
+        let (info, allocator) = (MemoryInfo::default(), Allocator::default());
+        let (element, shape) = (*memory.data_type(), memory.shape().clone());
+        let bytes = memory.size().unwrap_or(0);
+        let mut value = std::ptr::null_mut();
+        #[expect(unsafe_code, reason = "the crate's way to this is typed by element")]
+        // SAFETY: all pointers are those of living objects; `bytes` is the length of the data, which the CPU reaches and which
+        // lives as long as the value; the status is turned into an error once.
+        let value = unsafe {
+            let status = (ort::api().CreateTensorWithDataAsOrtValue)(
+                info.ptr(),
+                memory.data_ptr_mut(),
+                bytes,
+                shape.as_ptr(),
+                shape.len(),
+                element.into(),
+                &raw mut value,
+            );
+            ort::Error::result_from_status(status)?;
+            let value = NonNull::new(value).ok_or_else(|| ort::Error::new("ONNX Runtime made no tensor"))?;
+            DynValue::from_ptr(value, Some(&allocator))
+        };
+        Ok(Self { value, _memory: memory })
+    }
+
+    /// What can be bound or fed, no longer than `self` lives.
+    pub fn value(&self) -> &DynValue {
+        &self.value
+    }
+}
+
+fn strings(input: &Input<'_>) -> ort::Result<DynTensor> {
     let mut texts = Vec::with_capacity(input.shape.iter().product());
     for part in &input.parts {
         for element in bytes_elements(part) {
             texts.push(std::str::from_utf8(element).map_err(ort::Error::wrap)?.to_owned());
         }
     }
-    Ok(Tensor::from_string_array((input.shape.as_slice(), texts.as_slice()))?.into_dyn())
+    Ok(Tensor::from_string_array((input.shape.as_slice(), texts.as_slice()))?.upcast())
 }
 
 /// The outputs of a run in the order of the signature.
