@@ -24,7 +24,9 @@ pub fn one_line(message: &str) -> String {
 pub fn cause(message: &str) -> &str {
     let cause = ["] : 1 : FAIL : ", " operator() "]
         .iter()
-        .fold(message, |message, place| message.rsplit(place).next().unwrap_or(message));
+        .fold(message, |message, place| {
+            message.rsplit(place).next().unwrap_or(message)
+        });
     cause.trim_end_matches(['.', ' '])
 }
 
