@@ -20,7 +20,7 @@ const OF_A_CLUSTER: [&str; 5] = [
     "kube_horizontalpodautoscaler_status_desired_replicas",
     "kube_horizontalpodautoscaler_spec_max_replicas",
     "keda_scaler_metrics_value",
-    "keda_scaler_detail_errors_total",
+    "keda_scaled_object_errors_total",
 ];
 
 /// A broker with its metrics, two workers, and the Prometheus that scrapes all of them.
