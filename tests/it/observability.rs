@@ -236,6 +236,7 @@ fn queries(panel: &Value, instance: &str) -> Vec<String> {
                 .replace("$model", "affine")
                 .replace("$instance", instance)
                 .replace("$prefix", "inferq")
+                .replace("$scaled", ".*inferq.*")
         })
         .collect()
 }

@@ -1,0 +1,130 @@
+"""Do the alerts and dashboards of a release look for its own queues and objects, whatever they are called?"""
+
+import json
+import re
+import subprocess
+
+import pytest
+import yaml
+
+from conftest import CHART, LEAST, merged, of_kind, one, render
+
+WATCHED = merged(LEAST, {"metrics": {"prometheusRule": {"enabled": True}, "dashboards": {"enabled": True}}})
+# A dot in the prefix stands for itself alone.
+OTHER_NAMES = merged(
+    WATCHED,
+    {
+        "fullnameOverride": "fraud",
+        "topology": {"prefix": "our.jobs"},
+        "pools": {"default": {"models": ["digits"]}, "large": {"models": ["dense"]}},
+    },
+)
+FILE = yaml.safe_load((CHART / "alerts" / "inferq.yaml").read_text())
+
+
+def rules(values: dict, release: str) -> dict:
+    return one(render(values, release=release), "PrometheusRule")["spec"]
+
+
+def dashboards(values: dict, release: str) -> dict[str, str]:
+    """The text of each dashboard, by the name of its file."""
+    found = of_kind(render(values, release=release), "ConfigMap")
+    return {name: text for document in found for name, text in document["data"].items() if name.endswith(".json")}
+
+
+def fired(spec: dict, series: dict[str, str], folder) -> set[str]:
+    """Which alerts these series make fire in an hour, each with the queue or object that it is about."""
+    about = 'label_join(ALERTS{alertstate="firing"}, "about", "", "queue", "scaledObject", "horizontalpodautoscaler")'
+    asked = {
+        "rule_files": ["rules.yaml"],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [{"series": name, "values": values} for name, values in series.items()],
+                "promql_expr_test": [{"expr": f"count by (alertname, about) ({about})", "eval_time": "1h", "exp_samples": []}],
+            }
+        ],
+    }
+    (folder / "rules.yaml").write_text(yaml.safe_dump(spec))
+    (folder / "test.yaml").write_text(yaml.safe_dump(asked))
+    said = subprocess.run(["promtool", "test", "rules", folder / "test.yaml"], capture_output=True, text=True)
+    # It is told to expect nothing, so that it lists whatever there is.
+    assert ("got:" in said.stderr) == (said.returncode != 0), said.stderr
+    found = re.findall(r'\{(?:about="(.*?)", )?alertname="(\w+)"\}', said.stderr)
+    return {f"{alert} {about}".strip() for about, alert in found}
+
+
+def troubles(queue: str, scaled_object: str, autoscaler: str) -> dict[str, str]:
+    """A queue with jobs and no consumer, a scaler with errors, and an autoscaler at its maximum."""
+    return {
+        f'rabbitmq_detailed_queue_messages{{vhost="/", queue="{queue}"}}': "9x60",
+        f'rabbitmq_detailed_queue_consumers{{vhost="/", queue="{queue}"}}': "0x60",
+        f'keda_scaled_object_errors_total{{exported_namespace="n", scaledObject="{scaled_object}"}}': "0+1x60",
+        f'kube_horizontalpodautoscaler_status_desired_replicas{{horizontalpodautoscaler="{autoscaler}"}}': "8x60",
+        f'kube_horizontalpodautoscaler_spec_max_replicas{{horizontalpodautoscaler="{autoscaler}"}}': "8x60",
+    }
+
+
+@pytest.mark.parametrize(
+    "queue, scaled_object, autoscaler",
+    [("our.jobs.dense", "fraud-default", "keda-hpa-fraud-large"), ("our.jobs.digits", "fraud-large", "fraud-default")],
+)
+def test_the_alerts_find_queues_and_objects_of_other_names(queue, scaled_object, autoscaler, tmp_path):
+    spec = rules(OTHER_NAMES, "prod")
+
+    found = fired(spec, troubles(queue, scaled_object, autoscaler), tmp_path)
+    gone = fired(spec, {f'rabbitmq_detailed_queue_consumers{{queue="{queue}"}}': "2x10 stale"}, tmp_path)
+
+    assert found == {f"InferqNoConsumers {queue}", f"InferqScalerErrors {scaled_object}", f"InferqAtMostWorkers {autoscaler}"}
+    assert gone == {"InferqBrokerMetricsAbsent"}
+
+
+@pytest.mark.parametrize(
+    "queue, scaled_object, autoscaler",
+    [
+        ("inferq.digits", "prod-inferq-default", "keda-hpa-prod-inferq-default"),
+        ("ourXjobs.digits", "fraud-other-default", "fraud-default-other"),
+        ("our.jobs.digits.dead", "fraud", "keda-hpa-fraud"),
+    ],
+)
+def test_the_alerts_leave_queues_and_objects_of_others_alone(queue, scaled_object, autoscaler, tmp_path):
+    assert fired(rules(OTHER_NAMES, "prod"), troubles(queue, scaled_object, autoscaler), tmp_path) == set()
+
+
+def test_the_other_rules_are_those_of_the_file():
+    by_default, changed = rules(WATCHED, "prod"), rules(OTHER_NAMES, "prod")
+
+    def differing(spec: dict) -> set[str]:
+        pairs = zip(spec["groups"], FILE["groups"], strict=True)
+        rules = [pair for ours, theirs in pairs for pair in zip(ours["rules"], theirs["rules"], strict=True)]
+        for ours, theirs in rules:
+            assert {**ours, "expr": ""} == {**theirs, "expr": ""}
+        return {ours.get("alert") for ours, theirs in rules if ours["expr"] != theirs["expr"]}
+
+    assert differing(by_default) == {"InferqScalerErrors", "InferqAtMostWorkers"}
+    assert differing(changed) == {"InferqNoConsumers", "InferqBrokerMetricsAbsent"} | differing(by_default)
+
+
+def test_the_dashboards_are_the_files_if_names_are_those_of_the_files():
+    files = {path.name: path.read_text() for path in (CHART / "dashboards").glob("*.json")}
+
+    assert len(files) == 3 and dashboards(WATCHED, "inferq") == files
+
+
+def test_the_menus_of_the_dashboards_begin_with_the_names_of_the_release():
+    files = {path.name: json.loads(path.read_text()) for path in (CHART / "dashboards").glob("*.json")}
+    made = {name: json.loads(text) for name, text in dashboards(OTHER_NAMES, "prod").items()}
+
+    menus = {menu["name"]: menu for menu in files["fleet.json"]["templating"]["list"]}
+    for name, value in {"prefix": "our.jobs", "scaled": ".*fraud.*"}.items():
+        menus[name] |= {"query": value, "current": {"text": value, "value": value}}
+    assert made == files
+
+
+def test_the_queries_of_the_dashboards_take_names_from_the_menus():
+    queries = re.findall(r'"expr": "(.*)"', (CHART / "dashboards" / "fleet.json").read_text())
+
+    found = [query for query in queries if re.search(r"queue=|horizontalpodautoscaler=|scaledObject=", query)]
+    assert len(found) == 9
+    assert all("$prefix" in query or "$scaled" in query for query in found) and not any("inferq.*" in query for query in found)
