@@ -5,6 +5,7 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use inferq::broker::frames::Sieve;
 use inferq::broker::topology::Names;
 use inferq::model::signature::{Dim, Signature, TensorSpec};
 use inferq::telemetry::metrics::Metrics;
@@ -107,6 +108,34 @@ pub fn job(input: &[u8]) {
     let dead = message::dead_letter(envelope, &reason, &author);
     assert_eq!(dead.exchange.as_str(), "inferq.dead");
 }
+
+/// What a broker sends on channels 0 to 2, of which 1 is ours; the first byte says in pieces of which length it comes. Wherever
+/// it is cut, the same is heard, and the client gets the same but for heartbeats.
+pub fn frames(input: &[u8]) {
+    let Some((&piece, bytes)) = input.split_first() else {
+        return;
+    };
+    let (heard, client) = sifted(bytes, bytes.len());
+    let (heard_in_pieces, client_in_pieces) = sifted(bytes, piece.into());
+    assert_eq!(heard, heard_in_pieces);
+    assert_eq!(client % HEARTBEAT_BYTES, client_in_pieces % HEARTBEAT_BYTES);
+}
+
+/// How much was heard, and how many bytes are for the client or not a frame yet.
+fn sifted(bytes: &[u8], piece: usize) -> (usize, usize) {
+    let mut sieve = Sieve::default();
+    sieve.add(1);
+    let (mut heard, mut waiting, mut client) = (Vec::new(), Vec::new(), 0);
+    for piece in bytes.chunks(piece.max(1)) {
+        waiting.extend_from_slice(piece);
+        let sifted = sieve.sift(&mut waiting, &mut heard);
+        client += sifted.kept;
+        waiting.drain(..sifted.seen);
+    }
+    (heard.len(), client + waiting.len())
+}
+
+const HEARTBEAT_BYTES: usize = 8;
 
 /// Made once: they take more time than a job.
 static METRICS: OnceLock<Metrics> = OnceLock::new();

@@ -22,12 +22,13 @@ type Entry = fn(&[u8]);
 ///
 /// The first is what `src/wire/mod.rs` states: 512 bytes for a tensor, which takes three bytes at least (`{},`), and the
 /// input and its strings once more. So little else that no length which is only announced is ever reserved; a job comes with a lane and its channel here.
-const DECODERS: [(&str, Entry, usize, usize); 5] = [
+const DECODERS: [(&str, Entry, usize, usize); 6] = [
     ("msgpack", entries::msgpack, 200, 4_096),
     ("json", entries::json, 200, 4_096),
     ("binary", entries::binary, 200, 4_096),
     ("reply", entries::reply, 200, 4_096),
     ("job", entries::job, 200, 49_152),
+    ("frames", entries::frames, 200, 4_096),
 ];
 
 /// One test, since what it counts is the memory of the whole process.
