@@ -14,7 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from conftest import CHART, EXAMPLES, LEAST, NAMES, NAMESPACE, RELEASE, ROOT
+from conftest import CHART, EXAMPLES, LEAST, NAMES, NAMESPACE, RELEASE, ROOT, Refused
 from conftest import at, manifests, merged, notes, of_kind, one, pod_of, refusal, render
 
 # The oldest that Chart.yaml allows, those in support, and the newest with schemas.
@@ -241,6 +241,23 @@ def test_no_two_objects_have_one_name(example):
     assert len(set(names)) == len(names)
 
 
+def test_a_pool_cannot_take_the_name_of_another_object():
+    on = {"enabled": True}
+    metrics = {"podMonitor": on, "prometheusRule": on, "dashboards": on}
+    everything = merged(KEDA, merged(scaled("keda"), {"metrics": metrics, "networkPolicy": on}))
+    of_the_chart = {document["metadata"]["name"].removeprefix("prod-inferq-") for document in render(everything)}
+    assert of_the_chart >= {"test", "topology", "management", "dashboard-fleet"}
+
+    for name in of_the_chart - {"default", "prod-inferq"}:
+        values = merged(everything, {"pools": {"default": None, name: {"models": ["digits"]}}})
+        try:
+            names = [(document["kind"], document["metadata"]["name"]) for document in render(values)]
+        except Refused as refused:
+            assert f"pools.{name}: a pool cannot have this name" in str(refused)
+        else:
+            assert len(set(names)) == len(names), name
+
+
 def test_a_changed_configuration_rolls_its_pool_and_no_other():
     two = merged(LEAST, {"pools": {"other": {"models": ["dense"]}}})
 
@@ -412,6 +429,7 @@ CONTRADICTIONS = [
     (at("broker.tls.ca", {"existingSecret": "a", "existingConfigMap": "b"}), "broker.tls.ca: existingSecret and existingConfigMap are both"),
     (at("pools.default", None), "pools: none is enabled"),
     (at("pools.default.models", []), "pools.default.models: is empty"),
+    (at("pools.test", {"models": ["digits"]}), "pools.test: a pool cannot have this name"),
     (pool(terminationGracePeriodSeconds=29), "is 29, but drainTimeoutSeconds is 25: Kubernetes would kill workers"),
     (pool(drainTimeoutSeconds=60, terminationGracePeriodSeconds=60), "set it to 65 or more, leave it out, or lower drainTimeoutSeconds"),
     (at("fullnameOverride", "a" * 47), "pools.default: its name `" + "a" * 47 + "-default` has 55 characters, but 54 are allowed"),
