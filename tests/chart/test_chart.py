@@ -357,6 +357,18 @@ def test_keda_sees_ready_and_unacked_jobs_of_every_model():
     assert spec["fallback"] == {"failureThreshold": 3, "replicas": 1, "behavior": "currentReplicasIfHigher"}
 
 
+@pytest.mark.parametrize("uri, host", [("", None), ("http://rabbitmq:15672/", "http://rabbitmq:15672/")])
+def test_the_host_of_an_existing_trigger_authentication_counts_unless_the_values_name_one(uri, host):
+    values = keda(triggerAuthentication={"existing": "mine", "kind": "ClusterTriggerAuthentication"})
+
+    objects = render(merged(LEAST, merged(values, at("broker.management.uri", uri))))
+
+    (trigger,) = one(objects, "ScaledObject")["spec"]["triggers"]
+    assert trigger["metadata"].get("host") == host
+    assert trigger["authenticationRef"] == {"name": "mine", "kind": "ClusterTriggerAuthentication"}
+    assert not of_kind(objects, "TriggerAuthentication")
+
+
 def test_from_zero_there_is_no_fallback_but_a_first_pause():
     spec = one(render(merged(KEDA, scaled("keda", minReplicas=0))), "ScaledObject")["spec"]
 
