@@ -22,7 +22,7 @@ KUBERNETES = ["1.29", "1.33", "1.34", "1.35", "1.36", "1.37"]
 SCHEMAS = ROOT / "tests" / "chart" / "schemas"
 GOLDEN = ROOT / "tests" / "chart" / "golden"
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
-KEDA = merged(LEAST, {"broker": {"management": {"uri": "http://rabbitmq:15672"}}})
+KEDA = merged(LEAST, {"broker": {"management": {"uri": "http://rabbitmq:15672", "existingSecret": "management"}}})
 
 
 def pool(**values) -> dict:
@@ -464,6 +464,7 @@ CONTRADICTIONS = [
     (merged(scaled("keda"), at("broker.management.uri", "")), "is keda, but broker.management.uri is not set"),
     (merged(scaled("keda"), at("broker.management.uri", "http://u:p@r:1")), "broker.management.uri: holds a login"),
     (merged(scaled("keda"), at("broker.management.uriKey", "uri")), "broker.management: uri and uriKey are both set"),
+    (merged(scaled("keda"), at("broker.management.existingSecret", "")), "with broker.login=uri broker.existingSecret holds no user"),
     (keda(seconds={"enabled": True}), "seconds.serverAddress: is not set, but seconds.enabled is"),
     (
         scaled("keda", minReplicas=0, keda={"jobs": {"enabled": False}, "seconds": {"enabled": True, "serverAddress": "http://p"}}),
@@ -499,9 +500,26 @@ def test_every_refusal_of_the_templates_is_among_those_that_are_tested():
 
 def test_without_any_secret_a_login_by_certificate_has_none_for_keda():
     tls = {"enabled": True, "clientCertificate": {"existingSecret": "c"}}
-    broker = {"existingSecret": "", "login": "certificate", "host": "r", "tls": tls}
+    broker = {"existingSecret": "", "login": "certificate", "host": "r", "tls": tls, "management": {"existingSecret": ""}}
 
     assert "broker.management.existingSecret: is not set" in refusal(merged(KEDA, {"broker": broker, **scaled("keda")}))
+
+
+@pytest.mark.parametrize(
+    "broker, keys",
+    [
+        ({"management": {"uri": "http://r:1", "existingSecret": "m"}}, {"username": "m/username", "password": "m/password"}),
+        ({"management": {"uriKey": "management-uri"}}, {"host": "inferq-broker/management-uri"}),
+        (
+            {"login": "password", "host": "r", "management": {"uri": "http://r:1", "passwordKey": "pass"}},
+            {"username": "inferq-broker/username", "password": "inferq-broker/pass"},
+        ),
+    ],
+)
+def test_keda_gets_the_login_from_the_secret_that_holds_it(broker, keys):
+    found = one(render(merged(LEAST, {"broker": broker, **scaled("keda")})), "TriggerAuthentication")
+
+    assert {entry["parameter"]: f"{entry['name']}/{entry['key']}" for entry in found["spec"]["secretTargetRef"]} == keys
 
 
 def test_image_volumes_are_refused_on_a_kubernetes_without_them(capfd):

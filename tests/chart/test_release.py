@@ -217,7 +217,7 @@ def test_what_keda_would_ask_is_answered_with_ready_and_unacked_jobs(broker):
     """The URL is built as KEDA builds it: the trigger's host, api/queues, the virtual host escaped, the queue."""
     management = f"http://127.0.0.1:{broker['management_port']}"
     values = {
-        "broker": {"existingSecret": "b", "management": {"uri": management}},
+        "broker": {"existingSecret": "b", "management": {"uri": management, "existingSecret": "m"}},
         "pools": {"default": {"autoscaling": {"mode": "keda"}}},
     }
     (trigger,) = one(render(values), "ScaledObject")["spec"]["triggers"]

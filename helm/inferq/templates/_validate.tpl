@@ -151,6 +151,9 @@
 {{- if and $keda.jobs.enabled $management.uri $management.uriKey }}
 {{- fail "broker.management: uri and uriKey are both set; remove one of them" }}
 {{- end }}
+{{- if and $keda.jobs.enabled (eq $values.broker.login "uri") (not (or $management.existingSecret $management.uriKey $keda.triggerAuthentication.existing)) }}
+{{- fail (printf "broker.management.existingSecret: is not set, and with broker.login=uri broker.existingSecret holds no user and password apart, with which KEDA logs in; name a Secret with the keys `%s` and `%s` (it may be the same), or set broker.management.uriKey to a key with the whole URI of the management API" $management.usernameKey $management.passwordKey) }}
+{{- end }}
 {{- if and $keda.jobs.enabled (not $keda.triggerAuthentication.existing) (not (or $management.existingSecret $values.broker.existingSecret)) }}
 {{- fail "broker.management.existingSecret: is not set, and there is no broker.existingSecret to take its place; name a Secret with the login at the management API" }}
 {{- end }}
