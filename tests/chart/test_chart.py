@@ -344,16 +344,23 @@ def test_a_pool_on_a_gpu_gets_the_gpu_and_its_image():
     assert one(objects, "Job")["spec"]["template"]["spec"]["containers"][0]["image"].endswith(":0.1.0")
 
 
-def test_keda_sees_ready_and_unacked_jobs_of_every_model():
-    spec = one(render(merged(KEDA, merged(scaled("keda"), pool(models=["digits", "dense"])))), "ScaledObject")["spec"]
+@pytest.mark.parametrize(
+    "models, asked",
+    [
+        (["digits"], {"queueName": "inferq.digits"}),
+        (["digits", "a.b"], {"queueName": r"(?-i)^inferq\.(digits|a\.b)$", "useRegex": "true", "operation": "sum", "pageSize": "2"}),
+    ],
+    ids=["one", "several"],
+)
+def test_keda_sees_ready_and_unacked_jobs_of_every_model_as_one_number(models, asked):
+    spec = one(render(merged(KEDA, merged(scaled("keda"), pool(models=models)))), "ScaledObject")["spec"]
 
-    queues = [trigger["metadata"]["queueName"] for trigger in spec["triggers"]]
-    assert queues == ["inferq.digits", "inferq.dense"]
-    for trigger in spec["triggers"]:
-        assert trigger["metricType"] == "AverageValue"
-        assert trigger["metadata"].items() >= {
-            "protocol": "http", "mode": "QueueLength", "excludeUnacknowledged": "false", "host": "http://rabbitmq:15672/", "vhostName": "/"
-        }.items()
+    (trigger,) = spec["triggers"]
+    assert trigger["metricType"] == "AverageValue"
+    assert trigger["metadata"] == {
+        "protocol": "http", "mode": "QueueLength", "excludeUnacknowledged": "false", "host": "http://rabbitmq:15672/", "vhostName": "/",
+        "value": "500", "activationValue": "0", **asked,
+    }
     assert spec["fallback"] == {"failureThreshold": 3, "replicas": 1, "behavior": "currentReplicasIfHigher"}
 
 
@@ -465,6 +472,8 @@ CONTRADICTIONS = [
     (merged(scaled("keda"), at("broker.management.uri", "http://u:p@r:1")), "broker.management.uri: holds a login"),
     (merged(scaled("keda"), at("broker.management.uriKey", "uri")), "broker.management: uri and uriKey are both set"),
     (merged(scaled("keda"), at("broker.management.existingSecret", "")), "with broker.login=uri broker.existingSecret holds no user"),
+    (merged(scaled("keda"), pool(models=[f"m{number}" for number in range(501)])), "are 501, more than one question to RabbitMQ has room"),
+    (merged(scaled("keda"), pool(models=[f"{number:064}" for number in range(120)])), "are 120, more than one question to RabbitMQ"),
     (keda(seconds={"enabled": True}), "seconds.serverAddress: is not set, but seconds.enabled is"),
     (
         scaled("keda", minReplicas=0, keda={"jobs": {"enabled": False}, "seconds": {"enabled": True, "serverAddress": "http://p"}}),

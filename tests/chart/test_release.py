@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from urllib.parse import quote_plus
 
 import pika
 import pytest
@@ -213,38 +214,54 @@ def test_scaling_down_while_jobs_come_loses_none_of_them(broker, tmp_path):
     assert f"{rows} rows in {rows} jobs, 0 rows failed" in said
 
 
-def test_what_keda_would_ask_is_answered_with_ready_and_unacked_jobs(broker):
-    """The URL is built as KEDA builds it: the trigger's host, api/queues, the virtual host escaped, the queue."""
-    management = f"http://127.0.0.1:{broker['management_port']}"
-    values = {
-        "broker": {"existingSecret": "b", "management": {"uri": management, "existingSecret": "m"}},
-        "pools": {"default": {"autoscaling": {"mode": "keda"}}},
-    }
-    (trigger,) = one(render(values), "ScaledObject")["spec"]["triggers"]
-    metadata = trigger["metadata"]
+def keda_asks(broker: dict, metadata: dict[str, str]) -> int:
+    """The number of jobs that KEDA hands to the HPA, asked for and added up as its rabbitmq_scaler.go does."""
+    vhost, queues = quote_plus(metadata["vhostName"]), quote_plus(metadata["queueName"])
+    url = f"{metadata['host'].rstrip('/')}/api/queues/{vhost}"
+    pattern = metadata.get("useRegex") == "true"
+    url += f"?page=1&use_regex=true&pagination=false&name={queues}&page_size={metadata['pageSize']}" if pattern else f"/{queues}"
     user, password = broker["uri"].split("//")[1].split("@")[0].split(":")
-    environment = {"INFERQ_BROKER__URI": broker["uri"]}
-    subprocess.run([INFERQ, "topology", "apply", "digits"], check=True, env=environment, stdout=subprocess.DEVNULL)
-    escaped = metadata["vhostName"].replace("/", "%2F")
-    request = urllib.request.Request(f"{metadata['host']}api/queues/{escaped}/{metadata['queueName']}")
     passwords = urllib.request.HTTPPasswordMgrWithPriorAuth()
     passwords.add_password(None, metadata["host"], user, password, is_authenticated=True)
     opener = urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(passwords))
+    with opener.open(url, timeout=PATIENCE) as answer:
+        found = json.load(answer)
+    assert not pattern or (found["page_count"] <= 1 and metadata["operation"] == "sum")
+    return sum(queue.get("messages", 0) for queue in (found["items"] if pattern else [found]))
 
-    def waiting() -> int | None:
-        with opener.open(request, timeout=PATIENCE) as answer:
-            return json.load(answer).get("messages")
+
+# Names that a pattern would match as well if it were careless about dots, ends or capitals.
+STRANGERS = ["ask.digits.dead", "ask.aXb", "askXdigits", "ASK.digits", "task.digits", "ask.dense"]
+
+
+def test_what_keda_would_ask_is_answered_with_ready_and_unacked_jobs_of_every_model(broker):
+    management = {"uri": f"http://127.0.0.1:{broker['management_port']}", "existingSecret": "m"}
+    scaled = {"autoscaling": {"mode": "keda"}}
+    pools = {"default": {"models": ["digits"], **scaled}, "two": {"models": ["digits", "a.b"], **scaled}}
+    values = {"broker": {"existingSecret": "b", "management": management}, "topology": {"prefix": "ask"}, "pools": pools}
+    triggers = [scaled_object["spec"]["triggers"] for scaled_object in of_kind(render(values), "ScaledObject")]
+    of_one, of_two = [trigger["metadata"] for (trigger,) in triggers]
+    environment = {"INFERQ_BROKER__URI": broker["uri"], "INFERQ_TOPOLOGY__PREFIX": "ask"}
+    subprocess.run([INFERQ, "topology", "apply", "digits", "a.b"], check=True, env=environment, stdout=subprocess.DEVNULL)
 
     with pika.BlockingConnection(pika.URLParameters(broker["uri"])) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
-        for _ in range(2):
-            channel.basic_publish("inferq", "digits", b"", mandatory=True)
-        # One of the two is in somebody's hands.
-        assert channel.basic_get(metadata["queueName"])[0]
-        # The broker renews its numbers every 5 s.
-        wait_until(lambda: waiting() == 2, "the broker never said that two jobs are there")
-        channel.queue_purge(metadata["queueName"])
+        for name in STRANGERS:
+            channel.queue_declare(name, passive=name.endswith(".dead"), exclusive=not name.endswith(".dead"))
+            channel.basic_publish("", name, b"", mandatory=True)
+        for model in ["digits", "a.b"]:
+            for _ in range(2):
+                channel.basic_publish("ask", model, b"", mandatory=True)
+            # One of the two is in somebody's hands.
+            assert channel.basic_get(f"ask.{model}")[0]
+        # The broker renews its numbers every 5 s, for each queue by itself.
+        wait_until(lambda: keda_asks(broker, of_one) == 2 and keda_asks(broker, of_two) >= 4, "the broker never counted the jobs")
+        others = [{**of_one, "queueName": name} for name in STRANGERS]
+        wait_until(lambda: all(keda_asks(broker, other) for other in others), "the broker never counted the other queues")
+        seen = keda_asks(broker, of_one), keda_asks(broker, of_two)
+
+    assert seen == (2, 4)
 
 
 HARD = [

@@ -157,6 +157,9 @@
 {{- if and $keda.jobs.enabled (not $keda.triggerAuthentication.existing) (not (or $management.existingSecret $values.broker.existingSecret)) }}
 {{- fail "broker.management.existingSecret: is not set, and there is no broker.existingSecret to take its place; name a Secret with the login at the management API" }}
 {{- end }}
+{{- if and $keda.jobs.enabled (or (gt (len .pool.models) 500) (gt (len (include "inferq.queuesPattern" . | urlquery)) 7500)) }}
+{{- fail (printf "%s.models: are %d, more than one question to RabbitMQ has room for (500 queues, and some 7500 characters); divide them among several pools" .at (len .pool.models)) }}
+{{- end }}
 {{- if and $keda.seconds.enabled (not $keda.seconds.serverAddress) }}
 {{- fail (printf "%s.autoscaling.keda.seconds.serverAddress: is not set, but seconds.enabled is; name the Prometheus, such as http://prometheus.monitoring:9090" .at) }}
 {{- end }}
