@@ -437,6 +437,27 @@ def test_models_come_from_a_volume_that_the_worker_cannot_write(source, volume):
     assert configuration(objects)["models"] == {"repository": "/models", "load": ["digits"]}
 
 
+@pytest.mark.parametrize(
+    "values, broker, collector",
+    [
+        ({}, [5671, 5672], []),
+        (at("networkPolicy.brokerPorts", [5671]), [5671], []),
+        (at("broker", {"login": "password", "host": "r", "port": 5673}), [5671, 5672, 5673], []),
+        ({"broker": {"login": "password", "host": "r"}, "networkPolicy": {"brokerPorts": [5673]}}, [5673, 5672], []),
+        (at("config.telemetry.otlp_endpoint", "http://otel:4318"), [5671, 5672], [4318]),
+        (merged(at("config.telemetry.otlp_endpoint", "http://[::1]"), pool(config={"telemetry": {"otlp_endpoint": "http://[::1]:1"}})), [5671, 5672], [1]),
+        (at("pools.b", {"models": ["b"], "config": {"telemetry": {"otlp_endpoint": "http://otel/"}}}), [5671, 5672], [80]),
+    ],
+)
+def test_the_network_policies_let_out_what_the_other_values_ask_for(values, broker, collector):
+    policies = of_kind(render(merged(LEAST, merged(at("networkPolicy.enabled", True), values))), "NetworkPolicy")
+
+    ports = [[[port["port"] for port in rule["ports"]] for rule in policy["spec"]["egress"]] for policy in policies]
+    workers_and_test, hook = ports
+    assert hook == [[53, 53], broker]
+    assert workers_and_test == [[53, 53], broker] + ([collector] if collector else [])
+
+
 # --- What must be refused ---
 
 CONTRADICTIONS = [

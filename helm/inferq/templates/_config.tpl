@@ -1,5 +1,10 @@
 {{/* The configuration of inferq: how it reaches the broker, and inferq.toml of each pool. */}}
 
+{{/* The port of a broker that the values name. */}}
+{{- define "inferq.brokerPort" -}}
+{{- default (ternary 5671 5672 .Values.broker.tls.enabled) .Values.broker.port | int64 }}
+{{- end }}
+
 {{/* The sections `broker` and `topology` as every command needs them, as JSON. */}}
 {{- define "inferq.brokerConfig" -}}
 {{- $folder := "/etc/inferq/broker" }}
@@ -9,9 +14,9 @@
 {{- $_ := set $broker "uri_file" (printf "%s/uri" $folder) }}
 {{- else }}
 {{- $scheme := ternary "amqps" "amqp" $given.tls.enabled }}
-{{- $port := default (ternary 5671 5672 $given.tls.enabled) $given.port }}
+{{- $port := include "inferq.brokerPort" . }}
 {{- $vhost := $given.vhost | urlquery | replace "+" "%20" }}
-{{- $_ := set $broker "uri" (printf "%s://%s:%d/%s" $scheme $given.host (int64 $port) $vhost) }}
+{{- $_ := set $broker "uri" (printf "%s://%s:%s/%s" $scheme $given.host $port $vhost) }}
 {{- end }}
 {{- if eq $given.login "password" }}
 {{- $_ := set $broker "username_file" (printf "%s/username" $folder) }}
