@@ -393,6 +393,28 @@ def test_seconds_of_work_are_the_most_that_a_worker_says_of_each_model():
     assert trigger["metadata"]["query"] == f"sum(max by (model) (inferq_backlog_seconds{selector}))"
 
 
+@pytest.mark.parametrize("least, ignored", [(0, "true"), (1, "false")])
+def test_no_seconds_of_work_are_an_error_unless_there_may_be_no_worker(least, ignored):
+    seconds = {"seconds": {"enabled": True, "serverAddress": "http://prometheus:9090"}}
+
+    trigger = one(render(merged(KEDA, scaled("keda", minReplicas=least, keda=seconds))), "ScaledObject")["spec"]["triggers"][-1]
+
+    assert trigger["metadata"]["ignoreNullValues"] == ignored
+
+
+def test_the_query_finds_the_pods_of_the_longest_name_that_it_is_allowed_with():
+    seconds = {"enabled": True, "serverAddress": "http://prometheus:9090"}
+    values = merged(merged(KEDA, keda(seconds=seconds)), at("fullnameOverride", "a" * 38))
+
+    scaled_object = one(render(values), "ScaledObject")
+
+    # A pod is called after its ReplicaSet, cut to 58 characters, and five more.
+    name = scaled_object["metadata"]["name"]
+    pod = f"{name}-{'b' * 10}-"[:58] + "c" * 5
+    assert len(name) == 46
+    assert re.fullmatch(re.search('pod=~"(.*?)"', scaled_object["spec"]["triggers"][-1]["metadata"]["query"])[1], pod)
+
+
 def test_the_topology_is_made_before_everything_else_and_without_a_worker():
     objects = render(merged(LEAST, {"pools": {"b": {"models": ["dense", "digits"]}}}))
 
@@ -495,6 +517,10 @@ CONTRADICTIONS = [
     (merged(scaled("keda"), at("broker.management.existingSecret", "")), "with broker.login=uri broker.existingSecret holds no user"),
     (merged(scaled("keda"), pool(models=[f"m{number}" for number in range(501)])), "are 501, more than one question to RabbitMQ has room"),
     (merged(scaled("keda"), pool(models=[f"{number:064}" for number in range(120)])), "are 120, more than one question to RabbitMQ"),
+    (
+        merged(keda(seconds={"enabled": True, "serverAddress": "http://p"}), at("fullnameOverride", "a" * 39)),
+        "has 47 characters; Kubernetes cuts the names of its pods from 47 on",
+    ),
     (keda(seconds={"enabled": True}), "seconds.serverAddress: is not set, but seconds.enabled is"),
     (
         scaled("keda", minReplicas=0, keda={"jobs": {"enabled": False}, "seconds": {"enabled": True, "serverAddress": "http://p"}}),

@@ -163,6 +163,10 @@
 {{- if and $keda.seconds.enabled (not $keda.seconds.serverAddress) }}
 {{- fail (printf "%s.autoscaling.keda.seconds.serverAddress: is not set, but seconds.enabled is; name the Prometheus, such as http://prometheus.monitoring:9090" .at) }}
 {{- end }}
+{{- $fullname := include "inferq.poolFullname" . }}
+{{- if and $keda.seconds.enabled (not $keda.seconds.query) (gt (len $fullname) 46) }}
+{{- fail (printf "%s.autoscaling.keda.seconds: the pool's name `%s` has %d characters; Kubernetes cuts the names of its pods from 47 on, and the query would not find them: shorten the release, the pool or fullnameOverride, or set seconds.query" .at $fullname (len $fullname)) }}
+{{- end }}
 {{- if and (eq $least 0) (not $keda.jobs.enabled) }}
 {{- fail (printf "%s.autoscaling.minReplicas: is 0, but keda.jobs is off: without a worker nobody reports seconds of work, and the pool would stay at 0; enable keda.jobs, or set minReplicas to 1" .at) }}
 {{- end }}
