@@ -544,7 +544,7 @@ def test_every_refusal_of_the_templates_is_among_those_that_are_tested():
     templates = (CHART / "templates" / "_validate.tpl").read_text()
     sentences = re.findall(r'fail (?:\(printf )?"(.*?)"[ )}]', templates)
     # Each has a test of its own, since it needs more than values beside those of KEDA.
-    elsewhere = ("broker.existingSecret: is not set", "broker.management.existingSecret: is not set", "there is no such alert", "and has them from 1.33 on")
+    elsewhere = ("which would win over", "extraArgs: has --config", "broker.existingSecret: is not set", "broker.management.existingSecret: is not set", "there is no such alert", "and has them from 1.33 on")
     refused = [refusal(merged(KEDA, values)) for values, _ in CONTRADICTIONS]
 
     assert len(sentences) == templates.count("fail ")
@@ -588,6 +588,48 @@ def test_image_volumes_are_refused_on_a_kubernetes_without_them(capfd):
     older = capfd.readouterr().err
 
     assert "imageVolume" not in newer and "is imageVolume, but Kubernetes is v1.32.9" in older
+
+
+OF_INFERQ = {
+    f"{section}.{key}": value
+    for section, keys in tomllib.loads((ROOT / "config" / "inferq.toml").read_text()).items()
+    for key, value in keys.items()
+}
+SET_BY_CHART = {"models.repository", "models.load", "worker.device", "worker.drain_timeout_ms", "telemetry.listen"}
+SET_BY_CHART |= {key for key in OF_INFERQ if key.startswith("topology.") or key.startswith("broker.") and "_file" in key}
+SET_BY_CHART |= {"broker.uri"}
+# What these allow follows from other values.
+CHECKED_BY_CHART = {"limits.memory_bytes", "limits.body_bytes_max"}
+
+
+@pytest.mark.parametrize("key", sorted(SET_BY_CHART | CHECKED_BY_CHART))
+def test_no_variable_and_no_argument_sets_what_the_chart_sets(key):
+    variable = "INFERQ_" + key.replace(".", "__").upper()
+    by_variable = refusal(merged(LEAST, pool(extraEnv=[{"name": "TZ", "value": "UTC"}, {"name": variable, "value": "1"}])))
+    by_argument = [refusal(merged(LEAST, pool(extraArgs=arguments))) for arguments in (["--set", f"{key}=1"], [f"--set={key}=1"])]
+
+    assert f"pools.default.extraEnv: has {variable}, which would win" in by_variable
+    assert all(f"pools.default.extraArgs: sets {key}, which would win" in text for text in by_argument)
+    # What it says to set is a value of the chart.
+    value = re.search(r"set ([\w.]+) instead", by_variable)[1].split(".")
+    values = VALUES["poolDefaults"] if value[0] == "pools" else VALUES
+    for name in value[2:] if value[0] == "pools" else value:
+        assert name in values or values == {}
+        values = values.get(name, {})
+
+
+@pytest.mark.parametrize("flag", ["--broker", "--models", "--listen", "--config"])
+def test_no_flag_sets_what_the_chart_sets(flag):
+    for arguments in ([flag, "x"], [f"{flag}=x"]):
+        assert "pools.default.extraArgs: " in refusal(merged(LEAST, pool(extraArgs=arguments)))
+
+
+def test_other_variables_and_arguments_are_the_users():
+    extras = {"extraEnv": [{"name": "INFERQ_BATCH__ROWS_MAX", "value": "8"}], "extraArgs": ["--set", "broker.prefetch=8", "--set=worker.name=a"]}
+
+    container = one(render(merged(LEAST, pool(**extras))), "Deployment")["spec"]["template"]["spec"]["containers"][0]
+
+    assert container["env"] == extras["extraEnv"] and container["args"][-3:] == extras["extraArgs"]
 
 
 SCHEMA_FAULTS = [
@@ -649,12 +691,8 @@ def test_the_schema_knows_the_values_and_nothing_else():
 def test_the_schema_allows_every_key_of_inferq_that_the_chart_does_not_set():
     schema = json.loads((CHART / "values.schema.json").read_text())["$defs"]["config"]["properties"]
     allowed = {f"{section}.{key}" for section, of in schema.items() for key in of["properties"]}
-    of_inferq = tomllib.loads((ROOT / "config" / "inferq.toml").read_text())
-    all_keys = {f"{section}.{key}" for section, keys in of_inferq.items() for key in keys}
 
-    set_by_chart = {"models.repository", "models.load", "worker.device", "worker.drain_timeout_ms", "telemetry.listen"}
-    set_by_chart |= {key for key in all_keys if key.startswith("topology.") or key.startswith("broker.") and "_file" in key}
-    assert allowed == all_keys - set_by_chart - {"broker.uri"}
+    assert allowed == set(OF_INFERQ) - SET_BY_CHART
 
 
 # --- Dashboards and alerts ---

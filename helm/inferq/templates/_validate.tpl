@@ -10,6 +10,7 @@
 {{- range $name, $pool := $pools }}
 {{- $of := dict "root" $ "name" $name "pool" $pool "at" (printf "pools.%s" $name) }}
 {{- include "inferq.validatePool" $of }}
+{{- include "inferq.validateExtras" $of }}
 {{- include "inferq.validateModelRepository" $of }}
 {{- include "inferq.validateScaling" $of }}
 {{- end }}
@@ -83,6 +84,40 @@
 {{- $body := default 16777216 (dig "limits" "body_bytes_max" nil $config) }}
 {{- if lt (div (int64 $limit) 2) (int64 $body) }}
 {{- fail (printf "%s.resources.limits.memory: is %v, and half of it is less than one body may take (config.limits.body_bytes_max, %d bytes); raise it to %d or more, or lower body_bytes_max" .at $pool.resources.limits.memory (int64 $body) (mul 2 (int64 $body))) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The key of inferq.toml that an argument of a worker or a variable sets past the chart, and the value for it. */}}
+{{- define "inferq.validateExtras" -}}
+{{- $at := .at }}
+{{- $instead := dict }}
+{{- range $key := list "uri" "uri_file" "username_file" "password_file" }}{{ $_ := set $instead (printf "broker.%s" $key) "broker" }}{{ end }}
+{{- range $key := list "ca_file" "client_certificate_file" "client_key_file" }}{{ $_ := set $instead (printf "broker.%s" $key) "broker.tls" }}{{ end }}
+{{- range $key, $value := dict "prefix" "prefix" "queue_type" "queueType" "delivery_limit" "deliveryLimit" "mode" "workerMode" }}
+{{- $_ := set $instead (printf "topology.%s" $key) (printf "topology.%s" $value) }}
+{{- end }}
+{{- range $key, $value := dict "models.repository" "modelRepository.path" "models.load" "models" "worker.device" "device" "worker.drain_timeout_ms" "drainTimeoutSeconds" "limits.memory_bytes" "config.limits.memory_bytes" "limits.body_bytes_max" "config.limits.body_bytes_max" }}
+{{- $_ := set $instead $key (printf "%s.%s" $at $value) }}
+{{- end }}
+{{- $_ := set $instead "telemetry.listen" "telemetry" }}
+{{- range $key, $value := $instead }}
+{{- $variable := printf "INFERQ_%s" (replace "." "__" $key) | upper }}
+{{- range $.pool.extraEnv }}
+{{- if eq .name $variable }}
+{{- fail (printf "%s.extraEnv: has %s, which would win over what the chart sets and checks; set %s instead" $at $variable $value) }}
+{{- end }}
+{{- end }}
+{{- $flag := get (dict "broker.uri" "--broker" "models.repository" "--models" "telemetry.listen" "--listen") $key }}
+{{- range $.pool.extraArgs }}
+{{- if or (hasPrefix (printf "%s=" $key) (trimPrefix "--set=" .)) (and $flag (eq (regexFind "^[^=]+" .) $flag)) }}
+{{- fail (printf "%s.extraArgs: sets %s, which would win over what the chart sets and checks; set %s instead" $at $key $value) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- range .pool.extraArgs }}
+{{- if eq (regexFind "^[^=]+" .) "--config" }}
+{{- fail (printf "%s.extraArgs: has --config, in the place of the file that the chart makes; set config instead" $at) }}
 {{- end }}
 {{- end }}
 {{- end }}
