@@ -319,7 +319,7 @@ def test_what_a_pool_says_wins_also_where_it_is_false_zero_or_empty():
     assert not of_kind(objects, "PodDisruptionBudget")
 
 
-@pytest.mark.parametrize("limit, expected", [("2Gi", 2**30), ("512Mi", 2**28), ("1G", 500_000_000), ("1.5Gi", 3 * 2**28), (2**31, 2**30)])
+@pytest.mark.parametrize("limit, expected", [("2Gi", 2**30), ("512Mi", 2**28), ("1G", 500_000_000), ("1.5Gi", 3 * 2**28), (2**31, 2**30), ("3Ti", 2**40)])
 def test_bodies_may_take_half_of_the_memory_limit(limit, expected):
     objects = render(merged(LEAST, pool(resources={"limits": {"memory": limit}})))
 
@@ -499,6 +499,11 @@ CONTRADICTIONS = [
     (merged(at("image.digest", "sha256:" + "a" * 64), pool(device="cuda")), "pools.default.image.digest: is not set, but image.digest is"),
     (merged(at("image.tag", "1.0"), pool(device="cuda")), "pools.default.image.tag: is not set, but image.tag is"),
     (pool(config={"limits": {"memory_bytes": 2**31}}), "config.limits.memory_bytes is 2147483648, but resources.limits.memory is 2Gi"),
+    (at("config.limits.memory_bytes", 1000000), "memory_bytes is 1000000, less than one body may take (config.limits.body_bytes_max, 16777216"),
+    (
+        merged(at("config.limits.body_bytes_max", 200), pool(config={"limits": {"memory_bytes": 100}}, resources={"limits": {"memory": None}})),
+        "memory_bytes is 100, less than one body may take (config.limits.body_bytes_max, 200",
+    ),
     (pool(resources={"limits": {"memory": "24Mi"}}), "half of it is less than one body may take"),
     (pool(modelRepository={"source": "imageVolume"}), "modelRepository.imageVolume.reference: is not set"),
     (pool(modelRepository={"source": "persistentVolumeClaim"}), "modelRepository.persistentVolumeClaim.claimName: is not set"),
@@ -647,6 +652,9 @@ SCHEMA_FAULTS = [
     at("config.broker.uri", "amqp://user:password@host"),
     at("config.worker.drain_timeout_ms", 1000),
     at("config.telemetry.log_format", "xml"),
+    at("telemetry.host", "::"),
+    at("telemetry.host", "localhost"),
+    at("telemetry.host", "127.0.0.1"),
     at("pools.Default", {"models": ["digits"]}),
     at("pools.default.replica", 2),
     at("pools.default.models", ["Digits"]),
@@ -659,6 +667,7 @@ SCHEMA_FAULTS = [
     at("pools.default.autoscaling.behavior.scaleUp.policies", []),
     at("pools.default.modelRepository.source", "s3"),
     at("pools.default.resources.limits", {"memory": "2 GB"}),
+    at("pools.default.resources.limits", {"memory": "1500000000m"}),
     at("pools.default.podDisruptionBudget.minAvailable", "half"),
     at("metrics.podMonitor.interval", "15"),
     at("metrics.prometheusRule.rules", {"Some": {"threshold": 1}}),

@@ -146,7 +146,7 @@ def test_a_release_makes_its_queues_answers_its_test_and_drains(broker, tmp_path
         "broker": {"existingSecret": "worker", "login": "password", "host": "127.0.0.1", "port": broker["amqp_port"]},
         "topology": {"job": {"existingSecret": "admin"}},
         "test": {"existingSecret": "producer"},
-        "telemetry": {"host": "127.0.0.1", "port": port},
+        "telemetry": {"port": port},
     }
     objects = render(values)
     kubelet = Kubelet(tmp_path, objects, users(broker))
@@ -186,7 +186,7 @@ def test_scaling_down_while_jobs_come_loses_none_of_them(broker, tmp_path):
     for name in ("a", "b"):
         folder = tmp_path / name
         folder.mkdir()
-        objects = render({**LEAST, "topology": {"prefix": "down"}, "telemetry": {"host": "127.0.0.1", "port": free_port()}})
+        objects = render({**LEAST, "topology": {"prefix": "down"}, "telemetry": {"port": free_port()}})
         kubelet = Kubelet(folder, objects, {"inferq-broker": {"uri": broker["uri"]}})
         pod = one(objects, "Deployment")["spec"]["template"]
         if not workers:
@@ -266,6 +266,7 @@ def test_what_keda_would_ask_is_answered_with_ready_and_unacked_jobs_of_every_mo
 
 HARD = [
     {"config": {"limits": {"body_bytes_max": 1048576}, "worker": {"coalesce_ms": 0, "name": 'a "b" \\ c'}, "telemetry": {"log": "warn,inferq=debug"}}},
+    {"pools": {"default": {"resources": {"limits": {"memory": "3Ti"}}}}, "telemetry": {"host": "[::]"}},
     {"pools": {"default": {"models": ["digits", "dense"], "device": "cuda", "drainTimeoutSeconds": 60.5}}},
     {"broker": {"login": "password", "host": "rabbit", "vhost": "a/b c%d", "tls": {"enabled": True, "ca": {"existingSecret": "ca"}}}},
 ]

@@ -99,7 +99,8 @@
 {{- $_ := set $own "telemetry" (dict "listen" (printf "%s:%d" $values.telemetry.host (int64 $values.telemetry.port))) }}
 {{- $limit := include "inferq.memoryLimit" $pool }}
 {{- if and $limit (kindIs "invalid" (dig "limits" "memory_bytes" nil $config)) }}
-{{- $_ := set $own "limits" (dict "memory_bytes" (div (int64 $limit) 2)) }}
+{{- /* Not above what inferq allows, 1 TiB. */}}
+{{- $_ := set $own "limits" (dict "memory_bytes" (min (div (int64 $limit) 2) 1099511627776)) }}
 {{- end }}
 {{- include "inferq.merge" (dict "into" $config "from" $own) }}
 {{- $sections := list }}

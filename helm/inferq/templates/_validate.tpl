@@ -76,15 +76,16 @@
 {{- $config := deepCopy .root.Values.config }}
 {{- include "inferq.merge" (dict "into" $config "from" (deepCopy $pool.config)) }}
 {{- $bodies := dig "limits" "memory_bytes" nil $config }}
-{{- if and $limit (not (kindIs "invalid" $bodies)) }}
-{{- if ge (int64 $bodies) (int64 $limit) }}
+{{- $body := default 16777216 (dig "limits" "body_bytes_max" nil $config) | int64 }}
+{{- if not (kindIs "invalid" $bodies) }}
+{{- if lt (int64 $bodies) $body }}
+{{- fail (printf "%s: config.limits.memory_bytes is %d, less than one body may take (config.limits.body_bytes_max, %d bytes); raise it, or lower body_bytes_max" .at (int64 $bodies) $body) }}
+{{- end }}
+{{- if and $limit (ge (int64 $bodies) (int64 $limit)) }}
 {{- fail (printf "%s: config.limits.memory_bytes is %d, but resources.limits.memory is %v: bodies alone could have the worker killed; raise the memory limit above it, or leave memory_bytes out" .at (int64 $bodies) $pool.resources.limits.memory) }}
 {{- end }}
-{{- else if $limit }}
-{{- $body := default 16777216 (dig "limits" "body_bytes_max" nil $config) }}
-{{- if lt (div (int64 $limit) 2) (int64 $body) }}
-{{- fail (printf "%s.resources.limits.memory: is %v, and half of it is less than one body may take (config.limits.body_bytes_max, %d bytes); raise it to %d or more, or lower body_bytes_max" .at $pool.resources.limits.memory (int64 $body) (mul 2 (int64 $body))) }}
-{{- end }}
+{{- else if and $limit (lt (div (int64 $limit) 2) $body) }}
+{{- fail (printf "%s.resources.limits.memory: is %v, and half of it is less than one body may take (config.limits.body_bytes_max, %d bytes); raise it to %d or more, or lower body_bytes_max" .at $pool.resources.limits.memory $body (mul 2 $body)) }}
 {{- end }}
 {{- end }}
 
