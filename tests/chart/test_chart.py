@@ -427,6 +427,28 @@ def test_the_topology_is_made_before_everything_else_and_without_a_worker():
     assert [source["secret"]["name"] for source in sources] == ["inferq-broker"] and "serviceAccountName" not in spec
 
 
+def test_each_model_with_rows_has_a_test_of_its_own_and_the_notes_know_the_others():
+    three = pool(models=["fraud", "digits", "churn"])
+    values = merged(LEAST, merged(three, {"test": {"timeoutSeconds": 900, "jobs": {"churn": "1,2", "unserved": "1"}}}))
+
+    objects, text = render(values), notes(values)
+
+    tests = of_kind(objects, "Pod")
+    assert [test["metadata"]["name"] for test in tests] == ["prod-inferq-test-0", "prod-inferq-test-1"]
+    # `helm test --logs` shows the log of a pod with one container only.
+    models = [container["args"][1] for test in tests for container in test["spec"]["containers"]]
+    assert models == ["--model=churn", "--model=digits"]
+    assert all(test["spec"]["activeDeadlineSeconds"] == 960 for test in tests)
+    assert "To send a job to churn, digits" in text and "--logs --timeout 960s" in text
+    assert "`helm test` sends nothing to fraud" in text and "nothing to digits" not in text
+
+
+@pytest.mark.parametrize("values", [at("test.enabled", False), pool(models=["fraud"])])
+def test_without_a_test_the_notes_promise_none(values):
+    assert not of_kind(render(merged(LEAST, values)), "Pod")
+    assert "helm test prod" not in notes(merged(LEAST, values))
+
+
 def test_hooks_may_have_logins_of_their_own():
     own = {"topology": {"job": {"existingSecret": "admin"}}, "test": {"existingSecret": "producer"}}
 

@@ -36,6 +36,18 @@
 {{- $models | uniq | sortAlpha | toJson }}
 {{- end }}
 
+{{/* The rows that `helm test` sends, by model, as a JSON map: of models that a pool serves and that have some. */}}
+{{- define "inferq.testJobs" -}}
+{{- $served := include "inferq.models" . | fromJsonArray }}
+{{- $jobs := dict }}
+{{- if .Values.test.enabled }}
+{{- range $model, $rows := .Values.test.jobs }}
+{{- if and $rows (has $model $served) }}{{ $_ := set $jobs $model $rows }}{{ end }}
+{{- end }}
+{{- end }}
+{{- toJson $jobs }}
+{{- end }}
+
 {{- define "inferq.gracePeriod" -}}
 {{- if kindIs "invalid" .terminationGracePeriodSeconds }}
 {{- add (ceil .drainTimeoutSeconds | int64) 5 }}
