@@ -449,16 +449,33 @@ def test_without_a_test_the_notes_promise_none(values):
     assert "helm test prod" not in notes(merged(LEAST, values))
 
 
-def test_hooks_may_have_logins_of_their_own():
+TLS = {"enabled": True, "clientCertificate": {"existingSecret": "worker"}}
+
+
+@pytest.mark.parametrize(
+    "broker, also",
+    [
+        ({"existingSecret": "worker"}, []),
+        ({"existingSecret": "worker", "login": "password", "host": "r", "tls": TLS}, ["worker"]),
+        ({"existingSecret": "", "login": "certificate", "host": "r", "tls": TLS}, []),
+        # This one is KEDA's.
+        ({"existingSecret": "management", "login": "certificate", "host": "r", "tls": TLS}, []),
+    ],
+    ids=["uri", "password", "certificate", "certificate-and-secret"],
+)
+def test_hooks_may_have_logins_of_their_own(broker, also):
     own = {"topology": {"job": {"existingSecret": "admin"}}, "test": {"existingSecret": "producer"}}
 
-    objects = render(merged(LEAST, own))
+    same, objects = render({"broker": broker}), render({"broker": broker, **own})
 
-    def secret(spec):
-        return spec["volumes"][0]["projected"]["sources"][0]["secret"]["name"]
+    def secrets(document):
+        volume = next(volume for volume in pod_of(document)["spec"]["volumes"] if volume["name"] == "broker")
+        return [source["secret"]["name"] for source in volume["projected"]["sources"]]
 
-    assert secret(one(objects, "Job")["spec"]["template"]["spec"]) == "admin"
-    assert secret(one(objects, "Pod")["spec"]) == "producer"
+    assert {name for kind in ("Deployment", "Job", "Pod") for name in secrets(one(same, kind))} == {"worker"}
+    assert secrets(one(objects, "Deployment")) == ["worker", *also]
+    assert secrets(one(objects, "Job")) == ["admin", *also]
+    assert secrets(one(objects, "Pod")) == ["producer", *also]
 
 
 @pytest.mark.parametrize(

@@ -45,16 +45,19 @@
 {{- toYaml $variables }}
 {{- end }}
 
-{{/* The volume with the files of `inferq.brokerConfig`. Takes a dict of root and secret. Readable by the group, which is fsGroup. */}}
+{{/* The volume with the files of `inferq.brokerConfig`, readable by the group, which is fsGroup. Takes a dict of root and own: a Secret
+     with another login, or nothing. */}}
 {{- define "inferq.brokerVolume" -}}
 {{- $given := .root.Values.broker }}
+{{- $certificate := $given.tls.clientCertificate.existingSecret }}
+{{- if eq $given.login "certificate" }}{{ $certificate = default $certificate .own }}{{ end }}
 - name: broker
   projected:
     defaultMode: 0440
     sources:
       {{- if ne $given.login "certificate" }}
       - secret:
-          name: {{ .secret }}
+          name: {{ default $given.existingSecret .own }}
           items:
             {{- if eq $given.login "uri" }}
             - {key: {{ $given.uriKey | quote }}, path: uri}
@@ -75,9 +78,9 @@
       {{- end }}
       {{- end }}
       {{- with $given.tls.clientCertificate }}
-      {{- if .existingSecret }}
+      {{- if $certificate }}
       - secret:
-          name: {{ .existingSecret }}
+          name: {{ $certificate }}
           items:
             - {key: {{ .certificateKey | quote }}, path: tls.crt}
             - {key: {{ .keyKey | quote }}, path: tls.key}
