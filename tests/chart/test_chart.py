@@ -415,6 +415,28 @@ def test_the_query_finds_the_pods_of_the_longest_name_that_it_is_allowed_with():
     assert re.fullmatch(re.search('pod=~"(.*?)"', scaled_object["spec"]["triggers"][-1]["metadata"]["query"])[1], pod)
 
 
+A, B = f"sha256:{'a' * 64}", f"sha256:{'b' * 64}"
+
+
+@pytest.mark.parametrize(
+    "defaults, own, image",
+    [
+        ({}, {}, f"ghcr.io/inferq/inferq@{A}"),
+        ({}, {"registry": "mirror"}, f"mirror/inferq/inferq@{A}"),
+        ({}, {"repository": "team/special", "tag": "1.2"}, "ghcr.io/team/special:1.2"),
+        ({}, {"repository": "team/special"}, "ghcr.io/team/special:0.1.0"),
+        ({"digest": B}, {}, f"ghcr.io/inferq/inferq@{B}"),
+        ({"digest": B}, {"tag": "1.2"}, "ghcr.io/inferq/inferq:1.2"),
+        ({"repository": "team/special"}, {}, "ghcr.io/team/special:0.1.0"),
+        ({"tag": "1.2"}, {"digest": B}, f"ghcr.io/inferq/inferq@{B}"),
+    ],
+)
+def test_a_digest_does_not_come_with_another_repository_or_tag(defaults, own, image):
+    values = merged({"image": {"digest": A}, "poolDefaults": {"image": defaults}}, pool(image=own))
+
+    assert one(render(merged(LEAST, values)), "Deployment")["spec"]["template"]["spec"]["containers"][0]["image"] == image
+
+
 def test_the_topology_is_made_before_everything_else_and_without_a_worker():
     objects = render(merged(LEAST, {"pools": {"b": {"models": ["dense", "digits"]}}}))
 

@@ -19,6 +19,8 @@
 {{- range $name, $own := .root.Values.pools }}
 {{- if not (kindIs "invalid" $own) }}
 {{- $pool := deepCopy $root.Values.poolDefaults }}
+{{- $image := default dict $own.image }}
+{{- if and (or $image.tag $image.repository) (not $image.digest) }}{{ $_ := unset $pool.image "digest" }}{{ end }}
 {{- include "inferq.merge" (dict "into" $pool "from" (deepCopy $own)) }}
 {{- if $pool.enabled }}
 {{- $_ := set $into $name $pool }}

@@ -66,7 +66,7 @@
 {{- fail (printf "%s.podDisruptionBudget: has neither maxUnavailable nor minAvailable; set one of them, or enabled to false" .at) }}
 {{- end }}
 {{- $image := deepCopy .root.Values.image }}
-{{- if and (eq $pool.device "cuda") $image.digest (not $pool.image.digest) }}
+{{- if and (eq $pool.device "cuda") $image.digest (not (or $pool.image.digest $pool.image.tag $pool.image.repository)) }}
 {{- fail (printf "%s.image.digest: is not set, but image.digest is: that image runs on CPUs, and this pool has the device cuda; set the digest of the CUDA image here" .at) }}
 {{- end }}
 {{- if and (eq $pool.device "cuda") $image.tag (not (or $pool.image.tag $pool.image.digest)) }}
