@@ -437,6 +437,16 @@ def test_a_digest_does_not_come_with_another_repository_or_tag(defaults, own, im
     assert one(render(merged(LEAST, values)), "Deployment")["spec"]["template"]["spec"]["containers"][0]["image"] == image
 
 
+def test_a_topology_spread_constraint_keeps_its_own_selector():
+    constraint = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
+    own = {**constraint, "labelSelector": {"matchLabels": {"app.kubernetes.io/name": "inferq"}}}
+
+    deployment = one(render(merged(LEAST, pool(topologySpreadConstraints=[own, constraint]))), "Deployment")
+
+    completed = {**constraint, "labelSelector": deployment["spec"]["selector"]}
+    assert deployment["spec"]["template"]["spec"]["topologySpreadConstraints"] == [own, completed]
+
+
 def test_the_topology_is_made_before_everything_else_and_without_a_worker():
     objects = render(merged(LEAST, {"pools": {"b": {"models": ["dense", "digits"]}}}))
 

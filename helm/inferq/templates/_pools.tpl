@@ -117,7 +117,7 @@
 {{- end }}
 {{- $complete := list }}
 {{- range $constraints }}
-{{- $complete = append $complete (merge (deepCopy .) (dict "labelSelector" $selector)) }}
+{{- $complete = append $complete (hasKey . "labelSelector" | ternary . (merge (dict "labelSelector" $selector) .)) }}
 {{- end }}
 {{- if $complete }}{{ toYaml $complete }}{{ end }}
 {{- end }}
