@@ -857,10 +857,40 @@ def test_every_value_has_its_row_in_the_readme():
     [
         (scaled("keda", keda={"jobs": {"perReplica": 100}}), "may hold 256 unacked jobs in a worker"),
         (pool(drainTimeoutSeconds=900), "the cluster autoscaler gives pods 600 s"),
-        (pool(podDisruptionBudget={"minAvailable": 1}), "its nodes could not be drained"),
+        (merged(scaled("keda"), at("pools.b", {"models": ["b", "digits"], "autoscaling": {"mode": "keda"}})), "both scale on the jobs of digits"),
         (keda(seconds={"enabled": True, "serverAddress": "http://p"}), "this release has no PodMonitor"),
     ],
 )
 def test_the_notes_warn_of_what_is_allowed_and_unwise(values, warning):
     assert warning in notes(merged(KEDA, values))
     assert "WARNING" not in notes(LEAST) and RELEASE in notes(LEAST) and "inferq.digits" in notes(LEAST)
+
+
+@pytest.mark.parametrize(
+    "budget, workers, blocks",
+    [
+        ({}, 1, False),
+        ({"maxUnavailable": 0}, 3, True),
+        ({"maxUnavailable": "0%"}, 3, True),
+        ({"maxUnavailable": "1%"}, 1, False),
+        ({"minAvailable": 1}, 1, True),
+        ({"minAvailable": 1}, 2, False),
+        ({"minAvailable": "100%"}, 3, True),
+        ({"minAvailable": "67%"}, 3, True),
+        ({"minAvailable": "66%"}, 3, False),
+        ({"minAvailable": 0}, 1, False),
+        ({"maxUnavailable": 0, "enabled": False}, 3, False),
+    ],
+)
+def test_the_notes_warn_of_a_budget_that_lets_no_worker_go(budget, workers, blocks):
+    text = notes(merged(LEAST, pool(podDisruptionBudget=budget, replicas=workers)))
+
+    assert ("its nodes could not be drained" in text) == blocks
+
+
+@pytest.mark.parametrize("other", [{"mode": "none"}, {"mode": "keda", "keda": {"jobs": {"enabled": False}, "seconds": {"enabled": True}}}])
+def test_pools_may_share_a_queue_if_one_of_them_counts_its_jobs(other):
+    seconds = at("poolDefaults.autoscaling.keda.seconds.serverAddress", "http://prometheus:9090")
+    pools = {"pools": {"b": {"models": ["digits"], "autoscaling": other}}}
+
+    assert "both scale on" not in notes(merged(merged(KEDA, merged(scaled("keda"), seconds)), pools))

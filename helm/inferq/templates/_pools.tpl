@@ -131,3 +131,22 @@
 {{- dict "type" "RollingUpdate" "rollingUpdate" (dict "maxSurge" 1 "maxUnavailable" 0) | toYaml }}
 {{- end }}
 {{- end }}
+
+{{/* Something where a PodDisruptionBudget lets no worker of so few go. Takes a dict of budget and workers. Kubernetes rounds both percentages up. */}}
+{{- define "inferq.budgetBlocks" -}}
+{{- $given := ternary .budget.maxUnavailable .budget.minAvailable (kindIs "invalid" .budget.minAvailable) }}
+{{- $workers := float64 .workers }}
+{{- $number := float64 0 }}
+{{- if kindIs "string" $given }}
+{{- $number = trimSuffix "%" $given | float64 | mulf $workers 0.01 | ceil }}
+{{- else }}
+{{- $number = float64 $given }}
+{{- end }}
+{{- if kindIs "invalid" .budget.minAvailable }}
+{{- if eq $number 0.0 }}yes{{ end }}
+{{- else if and (gt $workers 0.0) (ge $number $workers) }}yes{{ end }}
+{{- end }}
+
+{{- define "inferq.countsJobs" -}}
+{{- if and (eq .autoscaling.mode "keda") .autoscaling.keda.jobs.enabled }}yes{{ end }}
+{{- end }}
