@@ -734,6 +734,8 @@ SCHEMA_FAULTS = [
     at("pools.default.drainTimeoutSeconds", -1),
     at("pools.default.autoscaling.mode", "vpa"),
     at("pools.default.autoscaling.keda.jobs.perReplica", 0),
+    at("pools.default.autoscaling.keda.jobs.perReplica", 0.5),
+    at("pools.default.autoscaling.keda.jobs.activation", 1.5),
     at("pools.default.autoscaling.keda.protocol", "amqp"),
     at("pools.default.autoscaling.behavior.scaleUp.policies", []),
     at("pools.default.modelRepository.source", "s3"),
