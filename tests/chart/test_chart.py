@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -852,6 +853,13 @@ def test_every_value_has_its_row_in_the_readme():
     text = (CHART / "README.md").read_text()
     for key in ("broker.existingSecret", "pools.default", "poolDefaults.autoscaling.keda.jobs.perReplica", "extraObjects"):
         assert f"| `{key}` |" in text, key
+
+
+def test_a_comment_that_goes_on_with_a_flag_is_one_meaning():
+    script = runpy.run_path(str(ROOT / "scripts" / "chart-readme"))
+    lines = "a: 1\n# No row\n# -- What `bench\n# --find` says\nb: 2\n# --c is a flag\nc: 3\n"
+
+    assert list(script["entries"](lines)) == [("b", "`2`", "What `bench --find` says")]
 
 
 @pytest.mark.parametrize(
