@@ -552,6 +552,18 @@ def test_the_network_policies_let_out_what_the_other_values_ask_for(values, brok
     assert workers_and_test == [[53, 53], broker] + ([collector] if collector else [])
 
 
+def test_an_object_with_the_annotations_for_it_comes_before_every_hook():
+    said = re.search(r"`helm.sh/hook: (\S+)` and\s*(?:# )?`helm.sh/hook-weight: \"(-\d+)\"`", (CHART / "values.yaml").read_text())
+    annotations = {"helm.sh/hook": said[1], "helm.sh/hook-weight": said[2]}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "inferq-broker", "annotations": annotations}}
+
+    objects = render(merged(LEAST, {"networkPolicy": {"enabled": True}, "extraObjects": [secret]}))
+
+    hooks = [document["metadata"].get("annotations", {}) for document in objects]
+    before = [int(hook["helm.sh/hook-weight"]) for hook in hooks if hook.get("helm.sh/hook") == "pre-install,pre-upgrade"]
+    assert len(before) == 3 and before.count(min(before)) == 1 and str(min(before)) == said[2]
+
+
 # --- What must be refused ---
 
 CONTRADICTIONS = [
