@@ -63,7 +63,8 @@ class Kubelet:
 
         for path in self.folder.rglob("inferq.toml"):
             path.write_text(placed(path.read_text()))
-        environment = {entry["name"]: placed(entry["value"]) for entry in container.get("env", [])}
+        environment = dict(re.findall(r"(INFERQ_\w+)=(\S+)", (ROOT / "Dockerfile").read_text()))
+        environment |= {entry["name"]: placed(entry["value"]) for entry in container.get("env", [])}
         environment |= {"ORT_DYLIB_PATH": str(LIBRARY), "TMPDIR": str(self.folder)}
         arguments = [placed(argument) for argument in container["args"]]
         return subprocess.Popen([INFERQ, *arguments], env=environment, cwd=self.folder, text=True, **settings)
@@ -283,11 +284,11 @@ def test_inferq_accepts_the_configuration_of_every_example(example, tmp_path):
 
 def accepts_configurations(values: dict, folder: Path):
     objects = render(values)
-    files = [document["data"]["inferq.toml"] for document in objects if "inferq.toml" in document.get("data", {})]
-    assert files
-    for text in files:
-        (folder / "pool.toml").write_text(text)
-        accepts(["--config", "pool.toml"], folder, {})
+    files = {document["metadata"]["name"]: document.get("data") for document in of_kind(objects, "ConfigMap")}
+    for deployment in of_kind(objects, "Deployment"):
+        (folder / "pool.toml").write_text(files[deployment["metadata"]["name"]]["inferq.toml"])
+        arguments = pod_of(deployment)["spec"]["containers"][0]["args"]
+        accepts([argument.replace("/etc/inferq/inferq.toml", "pool.toml") for argument in arguments[1:]], folder, {})
     for document in of_kind(objects, "Job") + of_kind(objects, "Pod"):
         container = pod_of(document)["spec"]["containers"][0]
         accepts([], folder, {entry["name"]: entry["value"] for entry in container["env"]})

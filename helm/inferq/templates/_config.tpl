@@ -99,7 +99,6 @@
 {{- $_ := set $own "topology" (dict "mode" $values.topology.workerMode) }}
 {{- $drain := mulf $pool.drainTimeoutSeconds 1000 | int64 }}
 {{- $_ := set $own "worker" (dict "device" (ternary "cuda:0" "cpu" (eq $pool.device "cuda")) "drain_timeout_ms" $drain) }}
-{{- $_ := set $own "telemetry" (dict "listen" (printf "%s:%d" $values.telemetry.host (int64 $values.telemetry.port))) }}
 {{- $limit := include "inferq.memoryLimit" $pool }}
 {{- if and $limit (kindIs "invalid" (dig "limits" "memory_bytes" nil $config)) }}
 {{- /* Not above what inferq allows, 1 TiB. */}}
