@@ -878,6 +878,7 @@ def test_a_comment_that_goes_on_with_a_flag_is_one_meaning():
     "values, warning",
     [
         (scaled("keda", keda={"jobs": {"perReplica": 100}}), "may hold 256 unacked jobs in a worker"),
+        (merged(scaled("keda"), pool(models=["a", "b"])), "may hold 512 unacked jobs in a worker"),
         (pool(drainTimeoutSeconds=900), "the cluster autoscaler gives pods 600 s"),
         (merged(scaled("keda"), at("pools.b", {"models": ["b", "digits"], "autoscaling": {"mode": "keda"}})), "both scale on the jobs of digits"),
         (keda(seconds={"enabled": True, "serverAddress": "http://p"}), "this release has no PodMonitor"),
