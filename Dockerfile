@@ -51,7 +51,9 @@ COPY --from=root /root-of-image /
 COPY --from=build /inferq /opt/inferq/inferq
 COPY LICENSE-APACHE LICENSE-MIT /opt/inferq/
 COPY models /opt/inferq/models
-ENV PATH=/opt/inferq
+# inferq itself listens on 127.0.0.1 only, which nobody outside of the container could reach.
+ENV PATH=/opt/inferq \
+    INFERQ_TELEMETRY__LISTEN=0.0.0.0:9090
 WORKDIR /opt/inferq
 USER 65532:65532
 # /metrics, /livez and /readyz; there is no inference port.

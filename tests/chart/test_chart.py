@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from conftest import CHART, EXAMPLES, LEAST, NAMES, NAMESPACE, RELEASE, ROOT
+from conftest import CHART, EXAMPLES, LEAST, NAMES, NAMESPACE, RELEASE, ROOT, Refused
 from conftest import at, manifests, merged, notes, of_kind, one, pod_of, refusal, render
 
 # The oldest that Chart.yaml allows, those in support, and the newest with schemas.
@@ -22,7 +23,7 @@ KUBERNETES = ["1.29", "1.33", "1.34", "1.35", "1.36", "1.37"]
 SCHEMAS = ROOT / "tests" / "chart" / "schemas"
 GOLDEN = ROOT / "tests" / "chart" / "golden"
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
-KEDA = merged(LEAST, {"broker": {"management": {"uri": "http://rabbitmq:15672"}}})
+KEDA = merged(LEAST, {"broker": {"management": {"uri": "http://rabbitmq:15672", "existingSecret": "management"}}})
 
 
 def pool(**values) -> dict:
@@ -241,6 +242,23 @@ def test_no_two_objects_have_one_name(example):
     assert len(set(names)) == len(names)
 
 
+def test_a_pool_cannot_take_the_name_of_another_object():
+    on = {"enabled": True}
+    metrics = {"podMonitor": on, "prometheusRule": on, "dashboards": on}
+    everything = merged(KEDA, merged(scaled("keda"), {"metrics": metrics, "networkPolicy": on}))
+    of_the_chart = {document["metadata"]["name"].removeprefix("prod-inferq-") for document in render(everything)}
+    assert of_the_chart >= {"test", "topology", "management", "dashboard-fleet"}
+
+    for name in of_the_chart - {"default", "prod-inferq"}:
+        values = merged(everything, {"pools": {"default": None, name: {"models": ["digits"]}}})
+        try:
+            names = [(document["kind"], document["metadata"]["name"]) for document in render(values)]
+        except Refused as refused:
+            assert f"pools.{name}: a pool cannot have this name" in str(refused)
+        else:
+            assert len(set(names)) == len(names), name
+
+
 def test_a_changed_configuration_rolls_its_pool_and_no_other():
     two = merged(LEAST, {"pools": {"other": {"models": ["dense"]}}})
 
@@ -302,7 +320,7 @@ def test_what_a_pool_says_wins_also_where_it_is_false_zero_or_empty():
     assert not of_kind(objects, "PodDisruptionBudget")
 
 
-@pytest.mark.parametrize("limit, expected", [("2Gi", 2**30), ("512Mi", 2**28), ("1G", 500_000_000), ("1.5Gi", 3 * 2**28), (2**31, 2**30)])
+@pytest.mark.parametrize("limit, expected", [("2Gi", 2**30), ("512Mi", 2**28), ("1G", 500_000_000), ("1.5Gi", 3 * 2**28), (2**31, 2**30), ("3Ti", 2**40)])
 def test_bodies_may_take_half_of_the_memory_limit(limit, expected):
     objects = render(merged(LEAST, pool(resources={"limits": {"memory": limit}})))
 
@@ -327,17 +345,36 @@ def test_a_pool_on_a_gpu_gets_the_gpu_and_its_image():
     assert one(objects, "Job")["spec"]["template"]["spec"]["containers"][0]["image"].endswith(":0.1.0")
 
 
-def test_keda_sees_ready_and_unacked_jobs_of_every_model():
-    spec = one(render(merged(KEDA, merged(scaled("keda"), pool(models=["digits", "dense"])))), "ScaledObject")["spec"]
+@pytest.mark.parametrize(
+    "models, asked",
+    [
+        (["digits"], {"queueName": "inferq.digits"}),
+        (["digits", "a.b"], {"queueName": r"(?-i)^inferq\.(digits|a\.b)$", "useRegex": "true", "operation": "sum", "pageSize": "2"}),
+    ],
+    ids=["one", "several"],
+)
+def test_keda_sees_ready_and_unacked_jobs_of_every_model_as_one_number(models, asked):
+    spec = one(render(merged(KEDA, merged(scaled("keda"), pool(models=models)))), "ScaledObject")["spec"]
 
-    queues = [trigger["metadata"]["queueName"] for trigger in spec["triggers"]]
-    assert queues == ["inferq.digits", "inferq.dense"]
-    for trigger in spec["triggers"]:
-        assert trigger["metricType"] == "AverageValue"
-        assert trigger["metadata"].items() >= {
-            "protocol": "http", "mode": "QueueLength", "excludeUnacknowledged": "false", "host": "http://rabbitmq:15672/", "vhostName": "/"
-        }.items()
+    (trigger,) = spec["triggers"]
+    assert trigger["metricType"] == "AverageValue"
+    assert trigger["metadata"] == {
+        "protocol": "http", "mode": "QueueLength", "excludeUnacknowledged": "false", "host": "http://rabbitmq:15672/", "vhostName": "/",
+        "value": "500", "activationValue": "0", **asked,
+    }
     assert spec["fallback"] == {"failureThreshold": 3, "replicas": 1, "behavior": "currentReplicasIfHigher"}
+
+
+@pytest.mark.parametrize("uri, host", [("", None), ("http://rabbitmq:15672/", "http://rabbitmq:15672/")])
+def test_the_host_of_an_existing_trigger_authentication_counts_unless_the_values_name_one(uri, host):
+    values = keda(triggerAuthentication={"existing": "mine", "kind": "ClusterTriggerAuthentication"})
+
+    objects = render(merged(LEAST, merged(values, at("broker.management.uri", uri))))
+
+    (trigger,) = one(objects, "ScaledObject")["spec"]["triggers"]
+    assert trigger["metadata"].get("host") == host
+    assert trigger["authenticationRef"] == {"name": "mine", "kind": "ClusterTriggerAuthentication"}
+    assert not of_kind(objects, "TriggerAuthentication")
 
 
 def test_from_zero_there_is_no_fallback_but_a_first_pause():
@@ -357,6 +394,60 @@ def test_seconds_of_work_are_the_most_that_a_worker_says_of_each_model():
     assert trigger["metadata"]["query"] == f"sum(max by (model) (inferq_backlog_seconds{selector}))"
 
 
+@pytest.mark.parametrize("least, ignored", [(0, "true"), (1, "false")])
+def test_no_seconds_of_work_are_an_error_unless_there_may_be_no_worker(least, ignored):
+    seconds = {"seconds": {"enabled": True, "serverAddress": "http://prometheus:9090"}}
+
+    trigger = one(render(merged(KEDA, scaled("keda", minReplicas=least, keda=seconds))), "ScaledObject")["spec"]["triggers"][-1]
+
+    assert trigger["metadata"]["ignoreNullValues"] == ignored
+
+
+def test_the_query_finds_the_pods_of_the_longest_name_that_it_is_allowed_with():
+    seconds = {"enabled": True, "serverAddress": "http://prometheus:9090"}
+    values = merged(merged(KEDA, keda(seconds=seconds)), at("fullnameOverride", "a" * 38))
+
+    scaled_object = one(render(values), "ScaledObject")
+
+    # A pod is called after its ReplicaSet, cut to 58 characters, and five more.
+    name = scaled_object["metadata"]["name"]
+    pod = f"{name}-{'b' * 10}-"[:58] + "c" * 5
+    assert len(name) == 46
+    assert re.fullmatch(re.search('pod=~"(.*?)"', scaled_object["spec"]["triggers"][-1]["metadata"]["query"])[1], pod)
+
+
+A, B = f"sha256:{'a' * 64}", f"sha256:{'b' * 64}"
+
+
+@pytest.mark.parametrize(
+    "defaults, own, image",
+    [
+        ({}, {}, f"ghcr.io/inferq/inferq@{A}"),
+        ({}, {"registry": "mirror"}, f"mirror/inferq/inferq@{A}"),
+        ({}, {"repository": "team/special", "tag": "1.2"}, "ghcr.io/team/special:1.2"),
+        ({}, {"repository": "team/special"}, "ghcr.io/team/special:0.1.0"),
+        ({"digest": B}, {}, f"ghcr.io/inferq/inferq@{B}"),
+        ({"digest": B}, {"tag": "1.2"}, "ghcr.io/inferq/inferq:1.2"),
+        ({"repository": "team/special"}, {}, "ghcr.io/team/special:0.1.0"),
+        ({"tag": "1.2"}, {"digest": B}, f"ghcr.io/inferq/inferq@{B}"),
+    ],
+)
+def test_a_digest_does_not_come_with_another_repository_or_tag(defaults, own, image):
+    values = merged({"image": {"digest": A}, "poolDefaults": {"image": defaults}}, pool(image=own))
+
+    assert one(render(merged(LEAST, values)), "Deployment")["spec"]["template"]["spec"]["containers"][0]["image"] == image
+
+
+def test_a_topology_spread_constraint_keeps_its_own_selector():
+    constraint = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
+    own = {**constraint, "labelSelector": {"matchLabels": {"app.kubernetes.io/name": "inferq"}}}
+
+    deployment = one(render(merged(LEAST, pool(topologySpreadConstraints=[own, constraint]))), "Deployment")
+
+    completed = {**constraint, "labelSelector": deployment["spec"]["selector"]}
+    assert deployment["spec"]["template"]["spec"]["topologySpreadConstraints"] == [own, completed]
+
+
 def test_the_topology_is_made_before_everything_else_and_without_a_worker():
     objects = render(merged(LEAST, {"pools": {"b": {"models": ["dense", "digits"]}}}))
 
@@ -369,16 +460,55 @@ def test_the_topology_is_made_before_everything_else_and_without_a_worker():
     assert [source["secret"]["name"] for source in sources] == ["inferq-broker"] and "serviceAccountName" not in spec
 
 
-def test_hooks_may_have_logins_of_their_own():
+def test_each_model_with_rows_has_a_test_of_its_own_and_the_notes_know_the_others():
+    three = pool(models=["fraud", "digits", "churn"])
+    values = merged(LEAST, merged(three, {"test": {"timeoutSeconds": 900, "jobs": {"churn": "1,2", "unserved": "1"}}}))
+
+    objects, text = render(values), notes(values)
+
+    tests = of_kind(objects, "Pod")
+    assert [test["metadata"]["name"] for test in tests] == ["prod-inferq-test-0", "prod-inferq-test-1"]
+    # `helm test --logs` shows the log of a pod with one container only.
+    models = [container["args"][1] for test in tests for container in test["spec"]["containers"]]
+    assert models == ["--model=churn", "--model=digits"]
+    assert all(test["spec"]["activeDeadlineSeconds"] == 960 for test in tests)
+    assert "To send a job to churn, digits" in text and "--logs --timeout 960s" in text
+    assert "`helm test` sends nothing to fraud" in text and "nothing to digits" not in text
+
+
+@pytest.mark.parametrize("values", [at("test.enabled", False), pool(models=["fraud"])])
+def test_without_a_test_the_notes_promise_none(values):
+    assert not of_kind(render(merged(LEAST, values)), "Pod")
+    assert "helm test prod" not in notes(merged(LEAST, values))
+
+
+TLS = {"enabled": True, "clientCertificate": {"existingSecret": "worker"}}
+
+
+@pytest.mark.parametrize(
+    "broker, also",
+    [
+        ({"existingSecret": "worker"}, []),
+        ({"existingSecret": "worker", "login": "password", "host": "r", "tls": TLS}, ["worker"]),
+        ({"existingSecret": "", "login": "certificate", "host": "r", "tls": TLS}, []),
+        # This one is KEDA's.
+        ({"existingSecret": "management", "login": "certificate", "host": "r", "tls": TLS}, []),
+    ],
+    ids=["uri", "password", "certificate", "certificate-and-secret"],
+)
+def test_hooks_may_have_logins_of_their_own(broker, also):
     own = {"topology": {"job": {"existingSecret": "admin"}}, "test": {"existingSecret": "producer"}}
 
-    objects = render(merged(LEAST, own))
+    same, objects = render({"broker": broker}), render({"broker": broker, **own})
 
-    def secret(spec):
-        return spec["volumes"][0]["projected"]["sources"][0]["secret"]["name"]
+    def secrets(document):
+        volume = next(volume for volume in pod_of(document)["spec"]["volumes"] if volume["name"] == "broker")
+        return [source["secret"]["name"] for source in volume["projected"]["sources"]]
 
-    assert secret(one(objects, "Job")["spec"]["template"]["spec"]) == "admin"
-    assert secret(one(objects, "Pod")["spec"]) == "producer"
+    assert {name for kind in ("Deployment", "Job", "Pod") for name in secrets(one(same, kind))} == {"worker"}
+    assert secrets(one(objects, "Deployment")) == ["worker", *also]
+    assert secrets(one(objects, "Job")) == ["admin", *also]
+    assert secrets(one(objects, "Pod")) == ["producer", *also]
 
 
 @pytest.mark.parametrize(
@@ -401,6 +531,39 @@ def test_models_come_from_a_volume_that_the_worker_cannot_write(source, volume):
     assert configuration(objects)["models"] == {"repository": "/models", "load": ["digits"]}
 
 
+@pytest.mark.parametrize(
+    "values, broker, collector",
+    [
+        ({}, [5671, 5672], []),
+        (at("networkPolicy.brokerPorts", [5671]), [5671], []),
+        (at("broker", {"login": "password", "host": "r", "port": 5673}), [5671, 5672, 5673], []),
+        ({"broker": {"login": "password", "host": "r"}, "networkPolicy": {"brokerPorts": [5673]}}, [5673, 5672], []),
+        (at("config.telemetry.otlp_endpoint", "http://otel:4318"), [5671, 5672], [4318]),
+        (merged(at("config.telemetry.otlp_endpoint", "http://[::1]"), pool(config={"telemetry": {"otlp_endpoint": "http://[::1]:1"}})), [5671, 5672], [1]),
+        (at("pools.b", {"models": ["b"], "config": {"telemetry": {"otlp_endpoint": "http://otel/"}}}), [5671, 5672], [80]),
+    ],
+)
+def test_the_network_policies_let_out_what_the_other_values_ask_for(values, broker, collector):
+    policies = of_kind(render(merged(LEAST, merged(at("networkPolicy.enabled", True), values))), "NetworkPolicy")
+
+    ports = [[[port["port"] for port in rule["ports"]] for rule in policy["spec"]["egress"]] for policy in policies]
+    workers_and_test, hook = ports
+    assert hook == [[53, 53], broker]
+    assert workers_and_test == [[53, 53], broker] + ([collector] if collector else [])
+
+
+def test_an_object_with_the_annotations_for_it_comes_before_every_hook():
+    said = re.search(r"`helm.sh/hook: (\S+)` and\s*(?:# )?`helm.sh/hook-weight: \"(-\d+)\"`", (CHART / "values.yaml").read_text())
+    annotations = {"helm.sh/hook": said[1], "helm.sh/hook-weight": said[2]}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "inferq-broker", "annotations": annotations}}
+
+    objects = render(merged(LEAST, {"networkPolicy": {"enabled": True}, "extraObjects": [secret]}))
+
+    hooks = [document["metadata"].get("annotations", {}) for document in objects]
+    before = [int(hook["helm.sh/hook-weight"]) for hook in hooks if hook.get("helm.sh/hook") == "pre-install,pre-upgrade"]
+    assert len(before) == 3 and before.count(min(before)) == 1 and str(min(before)) == said[2]
+
+
 # --- What must be refused ---
 
 CONTRADICTIONS = [
@@ -412,6 +575,7 @@ CONTRADICTIONS = [
     (at("broker.tls.ca", {"existingSecret": "a", "existingConfigMap": "b"}), "broker.tls.ca: existingSecret and existingConfigMap are both"),
     (at("pools.default", None), "pools: none is enabled"),
     (at("pools.default.models", []), "pools.default.models: is empty"),
+    (at("pools.test", {"models": ["digits"]}), "pools.test: a pool cannot have this name"),
     (pool(terminationGracePeriodSeconds=29), "is 29, but drainTimeoutSeconds is 25: Kubernetes would kill workers"),
     (pool(drainTimeoutSeconds=60, terminationGracePeriodSeconds=60), "set it to 65 or more, leave it out, or lower drainTimeoutSeconds"),
     (at("fullnameOverride", "a" * 47), "pools.default: its name `" + "a" * 47 + "-default` has 55 characters, but 54 are allowed"),
@@ -419,6 +583,11 @@ CONTRADICTIONS = [
     (merged(at("image.digest", "sha256:" + "a" * 64), pool(device="cuda")), "pools.default.image.digest: is not set, but image.digest is"),
     (merged(at("image.tag", "1.0"), pool(device="cuda")), "pools.default.image.tag: is not set, but image.tag is"),
     (pool(config={"limits": {"memory_bytes": 2**31}}), "config.limits.memory_bytes is 2147483648, but resources.limits.memory is 2Gi"),
+    (at("config.limits.memory_bytes", 1000000), "memory_bytes is 1000000, less than one body may take (config.limits.body_bytes_max, 16777216"),
+    (
+        merged(at("config.limits.body_bytes_max", 200), pool(config={"limits": {"memory_bytes": 100}}, resources={"limits": {"memory": None}})),
+        "memory_bytes is 100, less than one body may take (config.limits.body_bytes_max, 200",
+    ),
     (pool(resources={"limits": {"memory": "24Mi"}}), "half of it is less than one body may take"),
     (pool(modelRepository={"source": "imageVolume"}), "modelRepository.imageVolume.reference: is not set"),
     (pool(modelRepository={"source": "persistentVolumeClaim"}), "modelRepository.persistentVolumeClaim.claimName: is not set"),
@@ -434,6 +603,13 @@ CONTRADICTIONS = [
     (merged(scaled("keda"), at("broker.management.uri", "")), "is keda, but broker.management.uri is not set"),
     (merged(scaled("keda"), at("broker.management.uri", "http://u:p@r:1")), "broker.management.uri: holds a login"),
     (merged(scaled("keda"), at("broker.management.uriKey", "uri")), "broker.management: uri and uriKey are both set"),
+    (merged(scaled("keda"), at("broker.management.existingSecret", "")), "with broker.login=uri broker.existingSecret holds no user"),
+    (merged(scaled("keda"), pool(models=[f"m{number}" for number in range(501)])), "are 501, more than one question to RabbitMQ has room"),
+    (merged(scaled("keda"), pool(models=[f"{number:064}" for number in range(120)])), "are 120, more than one question to RabbitMQ"),
+    (
+        merged(keda(seconds={"enabled": True, "serverAddress": "http://p"}), at("fullnameOverride", "a" * 39)),
+        "has 47 characters; Kubernetes cuts the names of its pods from 47 on",
+    ),
     (keda(seconds={"enabled": True}), "seconds.serverAddress: is not set, but seconds.enabled is"),
     (
         scaled("keda", minReplicas=0, keda={"jobs": {"enabled": False}, "seconds": {"enabled": True, "serverAddress": "http://p"}}),
@@ -457,7 +633,7 @@ def test_every_refusal_of_the_templates_is_among_those_that_are_tested():
     templates = (CHART / "templates" / "_validate.tpl").read_text()
     sentences = re.findall(r'fail (?:\(printf )?"(.*?)"[ )}]', templates)
     # Each has a test of its own, since it needs more than values beside those of KEDA.
-    elsewhere = ("broker.existingSecret: is not set", "broker.management.existingSecret: is not set", "there is no such alert", "and has them from 1.33 on")
+    elsewhere = ("which would win over", "extraArgs: has --config", "broker.existingSecret: is not set", "broker.management.existingSecret: is not set", "there is no such alert", "and has them from 1.33 on")
     refused = [refusal(merged(KEDA, values)) for values, _ in CONTRADICTIONS]
 
     assert len(sentences) == templates.count("fail ")
@@ -469,9 +645,26 @@ def test_every_refusal_of_the_templates_is_among_those_that_are_tested():
 
 def test_without_any_secret_a_login_by_certificate_has_none_for_keda():
     tls = {"enabled": True, "clientCertificate": {"existingSecret": "c"}}
-    broker = {"existingSecret": "", "login": "certificate", "host": "r", "tls": tls}
+    broker = {"existingSecret": "", "login": "certificate", "host": "r", "tls": tls, "management": {"existingSecret": ""}}
 
     assert "broker.management.existingSecret: is not set" in refusal(merged(KEDA, {"broker": broker, **scaled("keda")}))
+
+
+@pytest.mark.parametrize(
+    "broker, keys",
+    [
+        ({"management": {"uri": "http://r:1", "existingSecret": "m"}}, {"username": "m/username", "password": "m/password"}),
+        ({"management": {"uriKey": "management-uri"}}, {"host": "inferq-broker/management-uri"}),
+        (
+            {"login": "password", "host": "r", "management": {"uri": "http://r:1", "passwordKey": "pass"}},
+            {"username": "inferq-broker/username", "password": "inferq-broker/pass"},
+        ),
+    ],
+)
+def test_keda_gets_the_login_from_the_secret_that_holds_it(broker, keys):
+    found = one(render(merged(LEAST, {"broker": broker, **scaled("keda")})), "TriggerAuthentication")
+
+    assert {entry["parameter"]: f"{entry['name']}/{entry['key']}" for entry in found["spec"]["secretTargetRef"]} == keys
 
 
 def test_image_volumes_are_refused_on_a_kubernetes_without_them(capfd):
@@ -484,6 +677,48 @@ def test_image_volumes_are_refused_on_a_kubernetes_without_them(capfd):
     older = capfd.readouterr().err
 
     assert "imageVolume" not in newer and "is imageVolume, but Kubernetes is v1.32.9" in older
+
+
+OF_INFERQ = {
+    f"{section}.{key}": value
+    for section, keys in tomllib.loads((ROOT / "config" / "inferq.toml").read_text()).items()
+    for key, value in keys.items()
+}
+SET_BY_CHART = {"models.repository", "models.load", "worker.device", "worker.drain_timeout_ms", "telemetry.listen"}
+SET_BY_CHART |= {key for key in OF_INFERQ if key.startswith("topology.") or key.startswith("broker.") and "_file" in key}
+SET_BY_CHART |= {"broker.uri"}
+# What these allow follows from other values.
+CHECKED_BY_CHART = {"limits.memory_bytes", "limits.body_bytes_max"}
+
+
+@pytest.mark.parametrize("key", sorted(SET_BY_CHART | CHECKED_BY_CHART))
+def test_no_variable_and_no_argument_sets_what_the_chart_sets(key):
+    variable = "INFERQ_" + key.replace(".", "__").upper()
+    by_variable = refusal(merged(LEAST, pool(extraEnv=[{"name": "TZ", "value": "UTC"}, {"name": variable, "value": "1"}])))
+    by_argument = [refusal(merged(LEAST, pool(extraArgs=arguments))) for arguments in (["--set", f"{key}=1"], [f"--set={key}=1"])]
+
+    assert f"pools.default.extraEnv: has {variable}, which would win" in by_variable
+    assert all(f"pools.default.extraArgs: sets {key}, which would win" in text for text in by_argument)
+    # What it says to set is a value of the chart.
+    value = re.search(r"set ([\w.]+) instead", by_variable)[1].split(".")
+    values = VALUES["poolDefaults"] if value[0] == "pools" else VALUES
+    for name in value[2:] if value[0] == "pools" else value:
+        assert name in values or values == {}
+        values = values.get(name, {})
+
+
+@pytest.mark.parametrize("flag", ["--broker", "--models", "--listen", "--config"])
+def test_no_flag_sets_what_the_chart_sets(flag):
+    for arguments in ([flag, "x"], [f"{flag}=x"]):
+        assert "pools.default.extraArgs: " in refusal(merged(LEAST, pool(extraArgs=arguments)))
+
+
+def test_other_variables_and_arguments_are_the_users():
+    extras = {"extraEnv": [{"name": "INFERQ_BATCH__ROWS_MAX", "value": "8"}], "extraArgs": ["--set", "broker.prefetch=8", "--set=worker.name=a"]}
+
+    container = one(render(merged(LEAST, pool(**extras))), "Deployment")["spec"]["template"]["spec"]["containers"][0]
+
+    assert container["env"] == extras["extraEnv"] and container["args"][-3:] == extras["extraArgs"]
 
 
 SCHEMA_FAULTS = [
@@ -501,6 +736,9 @@ SCHEMA_FAULTS = [
     at("config.broker.uri", "amqp://user:password@host"),
     at("config.worker.drain_timeout_ms", 1000),
     at("config.telemetry.log_format", "xml"),
+    at("telemetry.host", "::"),
+    at("telemetry.host", "localhost"),
+    at("telemetry.host", "127.0.0.1"),
     at("pools.Default", {"models": ["digits"]}),
     at("pools.default.replica", 2),
     at("pools.default.models", ["Digits"]),
@@ -509,10 +747,13 @@ SCHEMA_FAULTS = [
     at("pools.default.drainTimeoutSeconds", -1),
     at("pools.default.autoscaling.mode", "vpa"),
     at("pools.default.autoscaling.keda.jobs.perReplica", 0),
+    at("pools.default.autoscaling.keda.jobs.perReplica", 0.5),
+    at("pools.default.autoscaling.keda.jobs.activation", 1.5),
     at("pools.default.autoscaling.keda.protocol", "amqp"),
     at("pools.default.autoscaling.behavior.scaleUp.policies", []),
     at("pools.default.modelRepository.source", "s3"),
     at("pools.default.resources.limits", {"memory": "2 GB"}),
+    at("pools.default.resources.limits", {"memory": "1500000000m"}),
     at("pools.default.podDisruptionBudget.minAvailable", "half"),
     at("metrics.podMonitor.interval", "15"),
     at("metrics.prometheusRule.rules", {"Some": {"threshold": 1}}),
@@ -545,12 +786,8 @@ def test_the_schema_knows_the_values_and_nothing_else():
 def test_the_schema_allows_every_key_of_inferq_that_the_chart_does_not_set():
     schema = json.loads((CHART / "values.schema.json").read_text())["$defs"]["config"]["properties"]
     allowed = {f"{section}.{key}" for section, of in schema.items() for key in of["properties"]}
-    of_inferq = tomllib.loads((ROOT / "config" / "inferq.toml").read_text())
-    all_keys = {f"{section}.{key}" for section, keys in of_inferq.items() for key in keys}
 
-    set_by_chart = {"models.repository", "models.load", "worker.device", "worker.drain_timeout_ms", "telemetry.listen"}
-    set_by_chart |= {key for key in all_keys if key.startswith("topology.") or key.startswith("broker.") and "_file" in key}
-    assert allowed == all_keys - set_by_chart - {"broker.uri"}
+    assert allowed == set(OF_INFERQ) - SET_BY_CHART
 
 
 # --- Dashboards and alerts ---
@@ -630,15 +867,53 @@ def test_every_value_has_its_row_in_the_readme():
         assert f"| `{key}` |" in text, key
 
 
+def test_a_comment_that_goes_on_with_a_flag_is_one_meaning():
+    script = runpy.run_path(str(ROOT / "scripts" / "chart-readme"))
+    lines = "a: 1\n# No row\n# -- What `bench\n# --find` says\nb: 2\n# --c is a flag\nc: 3\n"
+
+    assert list(script["entries"](lines)) == [("b", "`2`", "What `bench --find` says")]
+
+
 @pytest.mark.parametrize(
     "values, warning",
     [
         (scaled("keda", keda={"jobs": {"perReplica": 100}}), "may hold 256 unacked jobs in a worker"),
+        (merged(scaled("keda"), pool(models=["a", "b"])), "may hold 512 unacked jobs in a worker"),
         (pool(drainTimeoutSeconds=900), "the cluster autoscaler gives pods 600 s"),
-        (pool(podDisruptionBudget={"minAvailable": 1}), "its nodes could not be drained"),
+        (merged(scaled("keda"), at("pools.b", {"models": ["b", "digits"], "autoscaling": {"mode": "keda"}})), "both scale on the jobs of digits"),
         (keda(seconds={"enabled": True, "serverAddress": "http://p"}), "this release has no PodMonitor"),
     ],
 )
 def test_the_notes_warn_of_what_is_allowed_and_unwise(values, warning):
     assert warning in notes(merged(KEDA, values))
     assert "WARNING" not in notes(LEAST) and RELEASE in notes(LEAST) and "inferq.digits" in notes(LEAST)
+
+
+@pytest.mark.parametrize(
+    "budget, workers, blocks",
+    [
+        ({}, 1, False),
+        ({"maxUnavailable": 0}, 3, True),
+        ({"maxUnavailable": "0%"}, 3, True),
+        ({"maxUnavailable": "1%"}, 1, False),
+        ({"minAvailable": 1}, 1, True),
+        ({"minAvailable": 1}, 2, False),
+        ({"minAvailable": "100%"}, 3, True),
+        ({"minAvailable": "67%"}, 3, True),
+        ({"minAvailable": "66%"}, 3, False),
+        ({"minAvailable": 0}, 1, False),
+        ({"maxUnavailable": 0, "enabled": False}, 3, False),
+    ],
+)
+def test_the_notes_warn_of_a_budget_that_lets_no_worker_go(budget, workers, blocks):
+    text = notes(merged(LEAST, pool(podDisruptionBudget=budget, replicas=workers)))
+
+    assert ("its nodes could not be drained" in text) == blocks
+
+
+@pytest.mark.parametrize("other", [{"mode": "none"}, {"mode": "keda", "keda": {"jobs": {"enabled": False}, "seconds": {"enabled": True}}}])
+def test_pools_may_share_a_queue_if_one_of_them_counts_its_jobs(other):
+    seconds = at("poolDefaults.autoscaling.keda.seconds.serverAddress", "http://prometheus:9090")
+    pools = {"pools": {"b": {"models": ["digits"], "autoscaling": other}}}
+
+    assert "both scale on" not in notes(merged(merged(KEDA, merged(scaled("keda"), seconds)), pools))

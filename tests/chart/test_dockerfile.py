@@ -85,6 +85,14 @@ def test_the_image_runs_as_nobody_in_particular_and_without_a_shell(instructions
     assert json.loads(entry["value"]) == ["/opt/inferq/inferq"]
 
 
+def test_the_port_that_is_exposed_is_listened_on_from_outside(instructions):
+    base = stages(instructions)["base"]
+
+    exposed = [entry["value"] for entry in base if entry["instruction"] == "EXPOSE"]
+    listen = [re.search(r"INFERQ_TELEMETRY__LISTEN=(\S+)", entry["value"]) for entry in base if entry["instruction"] == "ENV"]
+    assert [found[1] for found in listen if found] == [f"0.0.0.0:{port}" for port in exposed] and exposed
+
+
 def test_what_is_copied_exists_and_is_let_through(instructions):
     sources = []
     for entry in instructions:

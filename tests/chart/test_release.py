@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from urllib.parse import quote_plus
 
 import pika
 import pytest
@@ -62,7 +63,8 @@ class Kubelet:
 
         for path in self.folder.rglob("inferq.toml"):
             path.write_text(placed(path.read_text()))
-        environment = {entry["name"]: placed(entry["value"]) for entry in container.get("env", [])}
+        environment = dict(re.findall(r"(INFERQ_\w+)=(\S+)", (ROOT / "Dockerfile").read_text()))
+        environment |= {entry["name"]: placed(entry["value"]) for entry in container.get("env", [])}
         environment |= {"ORT_DYLIB_PATH": str(LIBRARY), "TMPDIR": str(self.folder)}
         arguments = [placed(argument) for argument in container["args"]]
         return subprocess.Popen([INFERQ, *arguments], env=environment, cwd=self.folder, text=True, **settings)
@@ -145,7 +147,7 @@ def test_a_release_makes_its_queues_answers_its_test_and_drains(broker, tmp_path
         "broker": {"existingSecret": "worker", "login": "password", "host": "127.0.0.1", "port": broker["amqp_port"]},
         "topology": {"job": {"existingSecret": "admin"}},
         "test": {"existingSecret": "producer"},
-        "telemetry": {"host": "127.0.0.1", "port": port},
+        "telemetry": {"port": port},
     }
     objects = render(values)
     kubelet = Kubelet(tmp_path, objects, users(broker))
@@ -185,7 +187,7 @@ def test_scaling_down_while_jobs_come_loses_none_of_them(broker, tmp_path):
     for name in ("a", "b"):
         folder = tmp_path / name
         folder.mkdir()
-        objects = render({**LEAST, "topology": {"prefix": "down"}, "telemetry": {"host": "127.0.0.1", "port": free_port()}})
+        objects = render({**LEAST, "topology": {"prefix": "down"}, "telemetry": {"port": free_port()}})
         kubelet = Kubelet(folder, objects, {"inferq-broker": {"uri": broker["uri"]}})
         pod = one(objects, "Deployment")["spec"]["template"]
         if not workers:
@@ -213,42 +215,59 @@ def test_scaling_down_while_jobs_come_loses_none_of_them(broker, tmp_path):
     assert f"{rows} rows in {rows} jobs, 0 rows failed" in said
 
 
-def test_what_keda_would_ask_is_answered_with_ready_and_unacked_jobs(broker):
-    """The URL is built as KEDA builds it: the trigger's host, api/queues, the virtual host escaped, the queue."""
-    management = f"http://127.0.0.1:{broker['management_port']}"
-    values = {
-        "broker": {"existingSecret": "b", "management": {"uri": management}},
-        "pools": {"default": {"autoscaling": {"mode": "keda"}}},
-    }
-    (trigger,) = one(render(values), "ScaledObject")["spec"]["triggers"]
-    metadata = trigger["metadata"]
+def keda_asks(broker: dict, metadata: dict[str, str]) -> int:
+    """The number of jobs that KEDA hands to the HPA, asked for and added up as its rabbitmq_scaler.go does."""
+    vhost, queues = quote_plus(metadata["vhostName"]), quote_plus(metadata["queueName"])
+    url = f"{metadata['host'].rstrip('/')}/api/queues/{vhost}"
+    pattern = metadata.get("useRegex") == "true"
+    url += f"?page=1&use_regex=true&pagination=false&name={queues}&page_size={metadata['pageSize']}" if pattern else f"/{queues}"
     user, password = broker["uri"].split("//")[1].split("@")[0].split(":")
-    environment = {"INFERQ_BROKER__URI": broker["uri"]}
-    subprocess.run([INFERQ, "topology", "apply", "digits"], check=True, env=environment, stdout=subprocess.DEVNULL)
-    escaped = metadata["vhostName"].replace("/", "%2F")
-    request = urllib.request.Request(f"{metadata['host']}api/queues/{escaped}/{metadata['queueName']}")
     passwords = urllib.request.HTTPPasswordMgrWithPriorAuth()
     passwords.add_password(None, metadata["host"], user, password, is_authenticated=True)
     opener = urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(passwords))
+    with opener.open(url, timeout=PATIENCE) as answer:
+        found = json.load(answer)
+    assert not pattern or (found["page_count"] <= 1 and metadata["operation"] == "sum")
+    return sum(queue.get("messages", 0) for queue in (found["items"] if pattern else [found]))
 
-    def waiting() -> int | None:
-        with opener.open(request, timeout=PATIENCE) as answer:
-            return json.load(answer).get("messages")
+
+# Names that a pattern would match as well if it were careless about dots, ends or capitals.
+STRANGERS = ["ask.digits.dead", "ask.aXb", "askXdigits", "ASK.digits", "task.digits", "ask.dense"]
+
+
+def test_what_keda_would_ask_is_answered_with_ready_and_unacked_jobs_of_every_model(broker):
+    management = {"uri": f"http://127.0.0.1:{broker['management_port']}", "existingSecret": "m"}
+    scaled = {"autoscaling": {"mode": "keda"}}
+    pools = {"default": {"models": ["digits"], **scaled}, "two": {"models": ["digits", "a.b"], **scaled}}
+    values = {"broker": {"existingSecret": "b", "management": management}, "topology": {"prefix": "ask"}, "pools": pools}
+    triggers = [scaled_object["spec"]["triggers"] for scaled_object in of_kind(render(values), "ScaledObject")]
+    of_one, of_two = [trigger["metadata"] for (trigger,) in triggers]
+    environment = {"INFERQ_BROKER__URI": broker["uri"], "INFERQ_TOPOLOGY__PREFIX": "ask"}
+    subprocess.run([INFERQ, "topology", "apply", "digits", "a.b"], check=True, env=environment, stdout=subprocess.DEVNULL)
 
     with pika.BlockingConnection(pika.URLParameters(broker["uri"])) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
-        for _ in range(2):
-            channel.basic_publish("inferq", "digits", b"", mandatory=True)
-        # One of the two is in somebody's hands.
-        assert channel.basic_get(metadata["queueName"])[0]
-        # The broker renews its numbers every 5 s.
-        wait_until(lambda: waiting() == 2, "the broker never said that two jobs are there")
-        channel.queue_purge(metadata["queueName"])
+        for name in STRANGERS:
+            channel.queue_declare(name, passive=name.endswith(".dead"), exclusive=not name.endswith(".dead"))
+            channel.basic_publish("", name, b"", mandatory=True)
+        for model in ["digits", "a.b"]:
+            for _ in range(2):
+                channel.basic_publish("ask", model, b"", mandatory=True)
+            # One of the two is in somebody's hands.
+            assert channel.basic_get(f"ask.{model}")[0]
+        # The broker renews its numbers every 5 s, for each queue by itself.
+        wait_until(lambda: keda_asks(broker, of_one) == 2 and keda_asks(broker, of_two) >= 4, "the broker never counted the jobs")
+        others = [{**of_one, "queueName": name} for name in STRANGERS]
+        wait_until(lambda: all(keda_asks(broker, other) for other in others), "the broker never counted the other queues")
+        seen = keda_asks(broker, of_one), keda_asks(broker, of_two)
+
+    assert seen == (2, 4)
 
 
 HARD = [
     {"config": {"limits": {"body_bytes_max": 1048576}, "worker": {"coalesce_ms": 0, "name": 'a "b" \\ c'}, "telemetry": {"log": "warn,inferq=debug"}}},
+    {"pools": {"default": {"resources": {"limits": {"memory": "3Ti"}}}}, "telemetry": {"host": "[::]"}},
     {"pools": {"default": {"models": ["digits", "dense"], "device": "cuda", "drainTimeoutSeconds": 60.5}}},
     {"broker": {"login": "password", "host": "rabbit", "vhost": "a/b c%d", "tls": {"enabled": True, "ca": {"existingSecret": "ca"}}}},
 ]
@@ -265,11 +284,11 @@ def test_inferq_accepts_the_configuration_of_every_example(example, tmp_path):
 
 def accepts_configurations(values: dict, folder: Path):
     objects = render(values)
-    files = [document["data"]["inferq.toml"] for document in objects if "inferq.toml" in document.get("data", {})]
-    assert files
-    for text in files:
-        (folder / "pool.toml").write_text(text)
-        accepts(["--config", "pool.toml"], folder, {})
+    files = {document["metadata"]["name"]: document.get("data") for document in of_kind(objects, "ConfigMap")}
+    for deployment in of_kind(objects, "Deployment"):
+        (folder / "pool.toml").write_text(files[deployment["metadata"]["name"]]["inferq.toml"])
+        arguments = pod_of(deployment)["spec"]["containers"][0]["args"]
+        accepts([argument.replace("/etc/inferq/inferq.toml", "pool.toml") for argument in arguments[1:]], folder, {})
     for document in of_kind(objects, "Job") + of_kind(objects, "Pod"):
         container = pod_of(document)["spec"]["containers"][0]
         accepts([], folder, {entry["name"]: entry["value"] for entry in container["env"]})

@@ -1,5 +1,10 @@
 {{/* The configuration of inferq: how it reaches the broker, and inferq.toml of each pool. */}}
 
+{{/* The port of a broker that the values name. */}}
+{{- define "inferq.brokerPort" -}}
+{{- default (ternary 5671 5672 .Values.broker.tls.enabled) .Values.broker.port | int64 }}
+{{- end }}
+
 {{/* The sections `broker` and `topology` as every command needs them, as JSON. */}}
 {{- define "inferq.brokerConfig" -}}
 {{- $folder := "/etc/inferq/broker" }}
@@ -9,9 +14,9 @@
 {{- $_ := set $broker "uri_file" (printf "%s/uri" $folder) }}
 {{- else }}
 {{- $scheme := ternary "amqps" "amqp" $given.tls.enabled }}
-{{- $port := default (ternary 5671 5672 $given.tls.enabled) $given.port }}
+{{- $port := include "inferq.brokerPort" . }}
 {{- $vhost := $given.vhost | urlquery | replace "+" "%20" }}
-{{- $_ := set $broker "uri" (printf "%s://%s:%d/%s" $scheme $given.host (int64 $port) $vhost) }}
+{{- $_ := set $broker "uri" (printf "%s://%s:%s/%s" $scheme $given.host $port $vhost) }}
 {{- end }}
 {{- if eq $given.login "password" }}
 {{- $_ := set $broker "username_file" (printf "%s/username" $folder) }}
@@ -40,16 +45,19 @@
 {{- toYaml $variables }}
 {{- end }}
 
-{{/* The volume with the files of `inferq.brokerConfig`. Takes a dict of root and secret. Readable by the group, which is fsGroup. */}}
+{{/* The volume with the files of `inferq.brokerConfig`, readable by the group, which is fsGroup. Takes a dict of root and own: a Secret
+     with another login, or nothing. */}}
 {{- define "inferq.brokerVolume" -}}
 {{- $given := .root.Values.broker }}
+{{- $certificate := $given.tls.clientCertificate.existingSecret }}
+{{- if eq $given.login "certificate" }}{{ $certificate = default $certificate .own }}{{ end }}
 - name: broker
   projected:
     defaultMode: 0440
     sources:
       {{- if ne $given.login "certificate" }}
       - secret:
-          name: {{ .secret }}
+          name: {{ default $given.existingSecret .own }}
           items:
             {{- if eq $given.login "uri" }}
             - {key: {{ $given.uriKey | quote }}, path: uri}
@@ -70,9 +78,9 @@
       {{- end }}
       {{- end }}
       {{- with $given.tls.clientCertificate }}
-      {{- if .existingSecret }}
+      {{- if $certificate }}
       - secret:
-          name: {{ .existingSecret }}
+          name: {{ $certificate }}
           items:
             - {key: {{ .certificateKey | quote }}, path: tls.crt}
             - {key: {{ .keyKey | quote }}, path: tls.key}
@@ -91,10 +99,10 @@
 {{- $_ := set $own "topology" (dict "mode" $values.topology.workerMode) }}
 {{- $drain := mulf $pool.drainTimeoutSeconds 1000 | int64 }}
 {{- $_ := set $own "worker" (dict "device" (ternary "cuda:0" "cpu" (eq $pool.device "cuda")) "drain_timeout_ms" $drain) }}
-{{- $_ := set $own "telemetry" (dict "listen" (printf "%s:%d" $values.telemetry.host (int64 $values.telemetry.port))) }}
 {{- $limit := include "inferq.memoryLimit" $pool }}
 {{- if and $limit (kindIs "invalid" (dig "limits" "memory_bytes" nil $config)) }}
-{{- $_ := set $own "limits" (dict "memory_bytes" (div (int64 $limit) 2)) }}
+{{- /* Not above what inferq allows, 1 TiB. */}}
+{{- $_ := set $own "limits" (dict "memory_bytes" (min (div (int64 $limit) 2) 1099511627776)) }}
 {{- end }}
 {{- include "inferq.merge" (dict "into" $config "from" $own) }}
 {{- $sections := list }}

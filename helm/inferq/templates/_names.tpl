@@ -62,6 +62,8 @@ inferq/pool: {{ .name }}
 {{/* The image of a pool, or of the hooks. Takes a dict of root and image and device. */}}
 {{- define "inferq.image" -}}
 {{- $image := deepCopy .root.Values.image }}
+{{- /* A digest belongs to one image: it does not come with another repository or tag. */}}
+{{- if or .image.tag .image.repository }}{{ $_ := unset $image "digest" }}{{ end }}
 {{- include "inferq.merge" (dict "into" $image "from" .image) }}
 {{- $name := $image.repository }}
 {{- if $image.registry }}{{ $name = printf "%s/%s" $image.registry $image.repository }}{{ end }}

@@ -19,6 +19,8 @@
 {{- range $name, $own := .root.Values.pools }}
 {{- if not (kindIs "invalid" $own) }}
 {{- $pool := deepCopy $root.Values.poolDefaults }}
+{{- $image := default dict $own.image }}
+{{- if and (or $image.tag $image.repository) (not $image.digest) }}{{ $_ := unset $pool.image "digest" }}{{ end }}
 {{- include "inferq.merge" (dict "into" $pool "from" (deepCopy $own)) }}
 {{- if $pool.enabled }}
 {{- $_ := set $into $name $pool }}
@@ -34,6 +36,18 @@
 {{- $models := list }}
 {{- range $pools }}{{ $models = concat $models .models }}{{ end }}
 {{- $models | uniq | sortAlpha | toJson }}
+{{- end }}
+
+{{/* The rows that `helm test` sends, by model, as a JSON map: of models that a pool serves and that have some. */}}
+{{- define "inferq.testJobs" -}}
+{{- $served := include "inferq.models" . | fromJsonArray }}
+{{- $jobs := dict }}
+{{- if .Values.test.enabled }}
+{{- range $model, $rows := .Values.test.jobs }}
+{{- if and $rows (has $model $served) }}{{ $_ := set $jobs $model $rows }}{{ end }}
+{{- end }}
+{{- end }}
+{{- toJson $jobs }}
 {{- end }}
 
 {{- define "inferq.gracePeriod" -}}
@@ -103,7 +117,7 @@
 {{- end }}
 {{- $complete := list }}
 {{- range $constraints }}
-{{- $complete = append $complete (merge (deepCopy .) (dict "labelSelector" $selector)) }}
+{{- $complete = append $complete (hasKey . "labelSelector" | ternary . (merge (dict "labelSelector" $selector) .)) }}
 {{- end }}
 {{- if $complete }}{{ toYaml $complete }}{{ end }}
 {{- end }}
@@ -116,4 +130,23 @@
 {{- else }}
 {{- dict "type" "RollingUpdate" "rollingUpdate" (dict "maxSurge" 1 "maxUnavailable" 0) | toYaml }}
 {{- end }}
+{{- end }}
+
+{{/* Something where a PodDisruptionBudget lets no worker of so few go. Takes a dict of budget and workers. Kubernetes rounds both percentages up. */}}
+{{- define "inferq.budgetBlocks" -}}
+{{- $given := ternary .budget.maxUnavailable .budget.minAvailable (kindIs "invalid" .budget.minAvailable) }}
+{{- $workers := float64 .workers }}
+{{- $number := float64 0 }}
+{{- if kindIs "string" $given }}
+{{- $number = trimSuffix "%" $given | float64 | mulf $workers 0.01 | ceil }}
+{{- else }}
+{{- $number = float64 $given }}
+{{- end }}
+{{- if kindIs "invalid" .budget.minAvailable }}
+{{- if eq $number 0.0 }}yes{{ end }}
+{{- else if and (gt $workers 0.0) (ge $number $workers) }}yes{{ end }}
+{{- end }}
+
+{{- define "inferq.countsJobs" -}}
+{{- if and (eq .autoscaling.mode "keda") .autoscaling.keda.jobs.enabled }}yes{{ end }}
 {{- end }}

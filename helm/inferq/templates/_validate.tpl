@@ -10,6 +10,7 @@
 {{- range $name, $pool := $pools }}
 {{- $of := dict "root" $ "name" $name "pool" $pool "at" (printf "pools.%s" $name) }}
 {{- include "inferq.validatePool" $of }}
+{{- include "inferq.validateExtras" $of }}
 {{- include "inferq.validateModelRepository" $of }}
 {{- include "inferq.validateScaling" $of }}
 {{- end }}
@@ -46,6 +47,9 @@
 
 {{- define "inferq.validatePool" -}}
 {{- $pool := .pool }}
+{{- if or (eq .name "test") (hasPrefix "dashboard-" .name) }}
+{{- fail (printf "%s: a pool cannot have this name, because the chart gives it to the ConfigMap of `helm test` or of a dashboard; choose another name" .at) }}
+{{- end }}
 {{- $fullname := include "inferq.poolFullname" . }}
 {{- if gt (len $fullname) 54 }}
 {{- fail (printf "%s: its name `%s` has %d characters, but 54 are allowed, because KEDA and Kubernetes put theirs before and behind it; shorten the release, the pool or fullnameOverride" .at $fullname (len $fullname)) }}
@@ -62,7 +66,7 @@
 {{- fail (printf "%s.podDisruptionBudget: has neither maxUnavailable nor minAvailable; set one of them, or enabled to false" .at) }}
 {{- end }}
 {{- $image := deepCopy .root.Values.image }}
-{{- if and (eq $pool.device "cuda") $image.digest (not $pool.image.digest) }}
+{{- if and (eq $pool.device "cuda") $image.digest (not (or $pool.image.digest $pool.image.tag $pool.image.repository)) }}
 {{- fail (printf "%s.image.digest: is not set, but image.digest is: that image runs on CPUs, and this pool has the device cuda; set the digest of the CUDA image here" .at) }}
 {{- end }}
 {{- if and (eq $pool.device "cuda") $image.tag (not (or $pool.image.tag $pool.image.digest)) }}
@@ -72,14 +76,49 @@
 {{- $config := deepCopy .root.Values.config }}
 {{- include "inferq.merge" (dict "into" $config "from" (deepCopy $pool.config)) }}
 {{- $bodies := dig "limits" "memory_bytes" nil $config }}
-{{- if and $limit (not (kindIs "invalid" $bodies)) }}
-{{- if ge (int64 $bodies) (int64 $limit) }}
+{{- $body := default 16777216 (dig "limits" "body_bytes_max" nil $config) | int64 }}
+{{- if not (kindIs "invalid" $bodies) }}
+{{- if lt (int64 $bodies) $body }}
+{{- fail (printf "%s: config.limits.memory_bytes is %d, less than one body may take (config.limits.body_bytes_max, %d bytes); raise it, or lower body_bytes_max" .at (int64 $bodies) $body) }}
+{{- end }}
+{{- if and $limit (ge (int64 $bodies) (int64 $limit)) }}
 {{- fail (printf "%s: config.limits.memory_bytes is %d, but resources.limits.memory is %v: bodies alone could have the worker killed; raise the memory limit above it, or leave memory_bytes out" .at (int64 $bodies) $pool.resources.limits.memory) }}
 {{- end }}
-{{- else if $limit }}
-{{- $body := default 16777216 (dig "limits" "body_bytes_max" nil $config) }}
-{{- if lt (div (int64 $limit) 2) (int64 $body) }}
-{{- fail (printf "%s.resources.limits.memory: is %v, and half of it is less than one body may take (config.limits.body_bytes_max, %d bytes); raise it to %d or more, or lower body_bytes_max" .at $pool.resources.limits.memory (int64 $body) (mul 2 (int64 $body))) }}
+{{- else if and $limit (lt (div (int64 $limit) 2) $body) }}
+{{- fail (printf "%s.resources.limits.memory: is %v, and half of it is less than one body may take (config.limits.body_bytes_max, %d bytes); raise it to %d or more, or lower body_bytes_max" .at $pool.resources.limits.memory $body (mul 2 $body)) }}
+{{- end }}
+{{- end }}
+
+{{/* The key of inferq.toml that an argument of a worker or a variable sets past the chart, and the value for it. */}}
+{{- define "inferq.validateExtras" -}}
+{{- $at := .at }}
+{{- $instead := dict }}
+{{- range $key := list "uri" "uri_file" "username_file" "password_file" }}{{ $_ := set $instead (printf "broker.%s" $key) "broker" }}{{ end }}
+{{- range $key := list "ca_file" "client_certificate_file" "client_key_file" }}{{ $_ := set $instead (printf "broker.%s" $key) "broker.tls" }}{{ end }}
+{{- range $key, $value := dict "prefix" "prefix" "queue_type" "queueType" "delivery_limit" "deliveryLimit" "mode" "workerMode" }}
+{{- $_ := set $instead (printf "topology.%s" $key) (printf "topology.%s" $value) }}
+{{- end }}
+{{- range $key, $value := dict "models.repository" "modelRepository.path" "models.load" "models" "worker.device" "device" "worker.drain_timeout_ms" "drainTimeoutSeconds" "limits.memory_bytes" "config.limits.memory_bytes" "limits.body_bytes_max" "config.limits.body_bytes_max" }}
+{{- $_ := set $instead $key (printf "%s.%s" $at $value) }}
+{{- end }}
+{{- $_ := set $instead "telemetry.listen" "telemetry" }}
+{{- range $key, $value := $instead }}
+{{- $variable := printf "INFERQ_%s" (replace "." "__" $key) | upper }}
+{{- range $.pool.extraEnv }}
+{{- if eq .name $variable }}
+{{- fail (printf "%s.extraEnv: has %s, which would win over what the chart sets and checks; set %s instead" $at $variable $value) }}
+{{- end }}
+{{- end }}
+{{- $flag := get (dict "broker.uri" "--broker" "models.repository" "--models" "telemetry.listen" "--listen") $key }}
+{{- range $.pool.extraArgs }}
+{{- if or (hasPrefix (printf "%s=" $key) (trimPrefix "--set=" .)) (and $flag (eq (regexFind "^[^=]+" .) $flag)) }}
+{{- fail (printf "%s.extraArgs: sets %s, which would win over what the chart sets and checks; set %s instead" $at $key $value) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- range .pool.extraArgs }}
+{{- if eq (regexFind "^[^=]+" .) "--config" }}
+{{- fail (printf "%s.extraArgs: has --config, in the place of the file that the chart makes; set config instead" $at) }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -148,11 +187,21 @@
 {{- if and $keda.jobs.enabled $management.uri $management.uriKey }}
 {{- fail "broker.management: uri and uriKey are both set; remove one of them" }}
 {{- end }}
+{{- if and $keda.jobs.enabled (eq $values.broker.login "uri") (not (or $management.existingSecret $management.uriKey $keda.triggerAuthentication.existing)) }}
+{{- fail (printf "broker.management.existingSecret: is not set, and with broker.login=uri broker.existingSecret holds no user and password apart, with which KEDA logs in; name a Secret with the keys `%s` and `%s` (it may be the same), or set broker.management.uriKey to a key with the whole URI of the management API" $management.usernameKey $management.passwordKey) }}
+{{- end }}
 {{- if and $keda.jobs.enabled (not $keda.triggerAuthentication.existing) (not (or $management.existingSecret $values.broker.existingSecret)) }}
 {{- fail "broker.management.existingSecret: is not set, and there is no broker.existingSecret to take its place; name a Secret with the login at the management API" }}
 {{- end }}
+{{- if and $keda.jobs.enabled (or (gt (len .pool.models) 500) (gt (len (include "inferq.queuesPattern" . | urlquery)) 7500)) }}
+{{- fail (printf "%s.models: are %d, more than one question to RabbitMQ has room for (500 queues, and some 7500 characters); divide them among several pools" .at (len .pool.models)) }}
+{{- end }}
 {{- if and $keda.seconds.enabled (not $keda.seconds.serverAddress) }}
 {{- fail (printf "%s.autoscaling.keda.seconds.serverAddress: is not set, but seconds.enabled is; name the Prometheus, such as http://prometheus.monitoring:9090" .at) }}
+{{- end }}
+{{- $fullname := include "inferq.poolFullname" . }}
+{{- if and $keda.seconds.enabled (not $keda.seconds.query) (gt (len $fullname) 46) }}
+{{- fail (printf "%s.autoscaling.keda.seconds: the pool's name `%s` has %d characters; Kubernetes cuts the names of its pods from 47 on, and the query would not find them: shorten the release, the pool or fullnameOverride, or set seconds.query" .at $fullname (len $fullname)) }}
 {{- end }}
 {{- if and (eq $least 0) (not $keda.jobs.enabled) }}
 {{- fail (printf "%s.autoscaling.minReplicas: is 0, but keda.jobs is off: without a worker nobody reports seconds of work, and the pool would stay at 0; enable keda.jobs, or set minReplicas to 1" .at) }}
