@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import yaml
 
-from conftest import CHART, LEAST, merged, of_kind, one, render
+from conftest import CHART, LEAST, NAMESPACE, merged, of_kind, one, render
 
 WATCHED = merged(LEAST, {"metrics": {"prometheusRule": {"enabled": True}, "dashboards": {"enabled": True}}})
 # A dot in the prefix stands for itself alone.
@@ -90,6 +90,46 @@ def test_the_alerts_find_queues_and_objects_of_other_names(queue, scaled_object,
 )
 def test_the_alerts_leave_queues_and_objects_of_others_alone(queue, scaled_object, autoscaler, tmp_path):
     assert fired(rules(OTHER_NAMES, "prod"), troubles(queue, scaled_object, autoscaler), tmp_path) == set()
+
+
+def test_the_alerts_find_what_scales_a_pool_from_outside_by_the_name_of_the_release(tmp_path):
+    external = merged(OTHER_NAMES, {"pools": {"large": {"autoscaling": {"mode": "external"}}}})
+
+    found = fired(rules(external, "prod"), troubles("other", "my-fraud-scaler", "keda-hpa-my-fraud-scaler"), tmp_path)
+
+    assert found == {"InferqScalerErrors my-fraud-scaler", "InferqAtMostWorkers keda-hpa-my-fraud-scaler"}
+
+
+@pytest.mark.parametrize(
+    "series, answer",
+    [
+        # The most that a worker of the pool says of each model.
+        ({"jobs a default": 4, "jobs b default": 2, "seconds a default": 1.5, "seconds b default": 2, "seconds a other": 9}, 3.5),
+        # A model whose pace is not known yet is no error.
+        ({"jobs a default": 4}, 0),
+        # No scrape at all is one.
+        ({"jobs a other": 4, "seconds a other": 9}, None),
+    ],
+)
+def test_the_query_for_seconds_of_work_has_an_answer_where_workers_are_scraped(series, answer, tmp_path):
+    seconds = {"enabled": True, "serverAddress": "http://prometheus:9090"}
+    scaling = {"mode": "keda", "keda": {"jobs": {"enabled": False}, "seconds": seconds}}
+    scaled = one(render(merged(LEAST, {"poolDefaults": {"autoscaling": scaling}}), release="prod"), "ScaledObject")
+    [trigger] = scaled["spec"]["triggers"]
+    given = []
+    for about, value in series.items():
+        kind, model, pool = about.split()
+        for pod, value in {"x": value, "y": value / 2}.items():
+            labels = f'namespace="{NAMESPACE}",pod="prod-inferq-{pool}-5d9-{pod}",model="{model}"'
+            given.append({"series": f"inferq_backlog_{kind}{{{labels}}}", "values": str(value)})
+    samples = [] if answer is None else [{"labels": "{}", "value": answer}]
+    asked = {"expr": trigger["metadata"]["query"], "eval_time": "0m", "exp_samples": samples}
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump({"tests": [{"input_series": given, "promql_expr_test": [asked]}]}))
+
+    said = subprocess.run(["promtool", "test", "rules", tmp_path / "test.yaml"], capture_output=True, text=True)
+
+    assert said.returncode == 0, said.stderr
+    assert (trigger["type"], trigger["metadata"]["threshold"]) == ("prometheus", "10")
 
 
 def test_the_other_rules_are_those_of_the_file():

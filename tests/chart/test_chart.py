@@ -384,16 +384,6 @@ def test_from_zero_there_is_no_fallback_but_a_first_pause():
     assert "scales to 0" in notes(merged(KEDA, scaled("keda", minReplicas=0)))
 
 
-def test_seconds_of_work_are_the_most_that_a_worker_says_of_each_model():
-    seconds = {"enabled": True, "serverAddress": "http://prometheus:9090"}
-
-    trigger = one(render(merged(KEDA, keda(seconds=seconds))), "ScaledObject")["spec"]["triggers"][-1]
-
-    assert trigger["type"] == "prometheus" and trigger["metadata"]["threshold"] == "10"
-    selector = f'{{namespace="{NAMESPACE}",pod=~"prod-inferq-default-[a-z0-9]+-[a-z0-9]+"}}'
-    assert trigger["metadata"]["query"] == f"sum(max by (model) (inferq_backlog_seconds{selector}))"
-
-
 @pytest.mark.parametrize("least, ignored", [(0, "true"), (1, "false")])
 def test_no_seconds_of_work_are_an_error_unless_there_may_be_no_worker(least, ignored):
     seconds = {"seconds": {"enabled": True, "serverAddress": "http://prometheus:9090"}}
