@@ -430,7 +430,8 @@ def test_a_digest_does_not_come_with_another_repository_or_tag(defaults, own, im
 
 def test_a_topology_spread_constraint_keeps_its_own_selector():
     constraint = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
-    own = {**constraint, "labelSelector": {"matchLabels": {"app.kubernetes.io/name": "inferq"}}}
+    expression = {"key": "track", "operator": "Exists"}
+    own = {**constraint, "labelSelector": {"matchLabels": {"team": "fraud"}, "matchExpressions": [expression]}}
 
     deployment = one(render(merged(LEAST, pool(topologySpreadConstraints=[own, constraint]))), "Deployment")
 

@@ -117,7 +117,11 @@
 {{- end }}
 {{- $complete := list }}
 {{- range $constraints }}
-{{- $complete = append $complete (hasKey . "labelSelector" | ternary . (merge (dict "labelSelector" $selector) .)) }}
+{{- if hasKey . "labelSelector" }}
+{{- $complete = append $complete . }}
+{{- else }}
+{{- $complete = append $complete (merge (dict "labelSelector" $selector) .) }}
+{{- end }}
 {{- end }}
 {{- if $complete }}{{ toYaml $complete }}{{ end }}
 {{- end }}
