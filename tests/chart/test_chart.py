@@ -15,7 +15,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from conftest import CHART, EXAMPLES, LEAST, NAMES, NAMESPACE, RELEASE, ROOT, Refused
+from conftest import CHART, EXAMPLES, LEAST, NAMES, NAMESPACE, RELEASE, ROOT
 from conftest import at, manifests, merged, notes, of_kind, one, pod_of, refusal, render
 
 # The oldest that Chart.yaml allows, those in support, and the newest with schemas.
@@ -242,21 +242,18 @@ def test_no_two_objects_have_one_name(example):
     assert len(set(names)) == len(names)
 
 
-def test_a_pool_cannot_take_the_name_of_another_object():
+def test_a_pool_may_have_any_name_without_taking_that_of_another_object():
     on = {"enabled": True}
     metrics = {"podMonitor": on, "prometheusRule": on, "dashboards": on}
     everything = merged(KEDA, merged(scaled("keda"), {"metrics": metrics, "networkPolicy": on}))
-    of_the_chart = {document["metadata"]["name"].removeprefix("prod-inferq-") for document in render(everything)}
-    assert of_the_chart >= {"test", "topology", "management", "dashboard-fleet"}
+    of_the_chart = {document["metadata"]["name"].removeprefix("prod-inferq").lstrip("-.") for document in render(everything)}
+    assert of_the_chart >= {"test", "test-0", "topology", "management", "dashboard-fleet"}
 
-    for name in of_the_chart - {"default", "prod-inferq"}:
+    for name in of_the_chart - {"", "default"}:
         values = merged(everything, {"pools": {"default": None, name: {"models": ["digits"]}}})
-        try:
-            names = [(document["kind"], document["metadata"]["name"]) for document in render(values)]
-        except Refused as refused:
-            assert f"pools.{name}: a pool cannot have this name" in str(refused)
-        else:
-            assert len(set(names)) == len(names), name
+        names = [(document["kind"], document["metadata"]["name"]) for document in render(values)]
+        assert ("Deployment", f"prod-inferq-{name}") in names
+        assert len(set(names)) == len(names), name
 
 
 def test_a_changed_configuration_rolls_its_pool_and_no_other():
@@ -459,6 +456,9 @@ def test_each_model_with_rows_has_a_test_of_its_own_and_the_notes_know_the_other
 
     tests = of_kind(objects, "Pod")
     assert [test["metadata"]["name"] for test in tests] == ["prod-inferq-test-0", "prod-inferq-test-1"]
+    (rows,) = [document for document in of_kind(objects, "ConfigMap") if "churn.csv" in document["data"]]
+    mounted = [volume["configMap"]["name"] for test in tests for volume in test["spec"]["volumes"] if volume["name"] == "jobs"]
+    assert mounted == [rows["metadata"]["name"]] * 2
     # `helm test --logs` shows the log of a pod with one container only.
     models = [container["args"][1] for test in tests for container in test["spec"]["containers"]]
     assert models == ["--model=churn", "--model=digits"]
@@ -566,7 +566,6 @@ CONTRADICTIONS = [
     (at("broker.tls.ca", {"existingSecret": "a", "existingConfigMap": "b"}), "broker.tls.ca: existingSecret and existingConfigMap are both"),
     (at("pools.default", None), "pools: none is enabled"),
     (at("pools.default.models", []), "pools.default.models: is empty"),
-    (at("pools.test", {"models": ["digits"]}), "pools.test: a pool cannot have this name"),
     (pool(terminationGracePeriodSeconds=29), "is 29, but drainTimeoutSeconds is 25: Kubernetes would kill workers"),
     (pool(drainTimeoutSeconds=60, terminationGracePeriodSeconds=60), "set it to 65 or more, leave it out, or lower drainTimeoutSeconds"),
     (at("fullnameOverride", "a" * 47), "pools.default: its name `" + "a" * 47 + "-default` has 55 characters, but 54 are allowed"),
@@ -823,7 +822,7 @@ def test_a_dashboard_reaches_grafana_as_it_stands(chart):
     objects = render(merged(WATCHED, at("metrics.dashboards.annotations", {"grafana_folder": "inferq"})), chart=chart)
 
     found = next(document for document in of_kind(objects, "ConfigMap") if "grafana_dashboard" in document["metadata"]["labels"])
-    assert found["metadata"]["name"] == "prod-inferq-dashboard-worker-pools"
+    assert found["metadata"]["name"] == "prod-inferq.dashboard-worker-pools"
     assert found["data"] == {"Worker_pools.json": dashboard}
     assert found["metadata"]["annotations"] == {"grafana_folder": "inferq"}
 

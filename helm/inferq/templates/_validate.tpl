@@ -47,9 +47,6 @@
 
 {{- define "inferq.validatePool" -}}
 {{- $pool := .pool }}
-{{- if or (eq .name "test") (hasPrefix "dashboard-" .name) }}
-{{- fail (printf "%s: a pool cannot have this name, because the chart gives it to the ConfigMap of `helm test` or of a dashboard; choose another name" .at) }}
-{{- end }}
 {{- $fullname := include "inferq.poolFullname" . }}
 {{- if gt (len $fullname) 54 }}
 {{- fail (printf "%s: its name `%s` has %d characters, but 54 are allowed, because KEDA and Kubernetes put theirs before and behind it; shorten the release, the pool or fullnameOverride" .at $fullname (len $fullname)) }}
