@@ -886,6 +886,7 @@ def test_the_notes_warn_of_what_is_allowed_and_unwise(values, warning):
         ({"maxUnavailable": 0}, 3, True),
         ({"maxUnavailable": "0%"}, 3, True),
         ({"maxUnavailable": "1%"}, 1, False),
+        ({"maxUnavailable": "50%"}, 0, False),
         ({"minAvailable": 1}, 1, True),
         ({"minAvailable": 1}, 2, False),
         ({"minAvailable": "100%"}, 3, True),
@@ -899,6 +900,15 @@ def test_the_notes_warn_of_a_budget_that_lets_no_worker_go(budget, workers, bloc
     text = notes(merged(LEAST, pool(podDisruptionBudget=budget, replicas=workers)))
 
     assert ("its nodes could not be drained" in text) == blocks
+
+
+@pytest.mark.parametrize("most, warning", [(1, None), ("50%", None), ("0%", "lets no worker go"), (0, "lets no worker go")])
+def test_a_budget_that_lets_workers_go_is_not_warned_of_at_0_workers(most, warning):
+    values = merged(scaled("keda", minReplicas=0), pool(podDisruptionBudget={"maxUnavailable": most}))
+
+    text = notes(merged(KEDA, values))
+
+    assert warning in text if warning else "its nodes could not be drained" not in text
 
 
 @pytest.mark.parametrize("other", [{"mode": "none"}, {"mode": "keda", "keda": {"jobs": {"enabled": False}, "seconds": {"enabled": True}}}])

@@ -136,19 +136,18 @@
 {{- end }}
 {{- end }}
 
-{{/* Something where a PodDisruptionBudget lets no worker of so few go. Takes a dict of budget and workers. Kubernetes rounds both percentages up. */}}
+{{/* Something where a PodDisruptionBudget lets no worker of so few go. Takes a dict of budget and workers. */}}
 {{- define "inferq.budgetBlocks" -}}
 {{- $given := ternary .budget.maxUnavailable .budget.minAvailable (kindIs "invalid" .budget.minAvailable) }}
 {{- $workers := float64 .workers }}
-{{- $number := float64 0 }}
-{{- if kindIs "string" $given }}
-{{- $number = trimSuffix "%" $given | float64 | mulf $workers 0.01 | ceil }}
-{{- else }}
-{{- $number = float64 $given }}
-{{- end }}
+{{- $number := toString $given | trimSuffix "%" | float64 }}
+{{- /* Kubernetes rounds both percentages up, so that of any workers a share above 0 lets one go. */}}
 {{- if kindIs "invalid" .budget.minAvailable }}
 {{- if eq $number 0.0 }}yes{{ end }}
-{{- else if and (gt $workers 0.0) (ge $number $workers) }}yes{{ end }}
+{{- else }}
+{{- if kindIs "string" $given }}{{ $number = mulf $workers 0.01 $number | ceil }}{{ end }}
+{{- if and (gt $workers 0.0) (ge $number $workers) }}yes{{ end }}
+{{- end }}
 {{- end }}
 
 {{- define "inferq.countsJobs" -}}
