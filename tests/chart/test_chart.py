@@ -324,6 +324,15 @@ def test_bodies_may_take_half_of_the_memory_limit(limit, expected):
     assert configuration(objects)["limits"]["memory_bytes"] == expected
 
 
+def test_memory_may_be_requested_in_thousandths_of_a_byte_as_kubernetes_itself_writes_it():
+    requests = {"cpu": "1", "memory": "1288490188800m"}
+
+    objects = render(merged(LEAST, pool(resources={"requests": requests})))
+
+    assert one(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"] == requests
+    assert configuration(objects)["limits"]["memory_bytes"] == 2**30
+
+
 def test_a_pool_on_a_gpu_gets_the_gpu_and_its_image():
     gpu = {"models": ["resnet"], "device": "cuda", "autoscaling": {"mode": "keda"}}
 
