@@ -317,6 +317,25 @@ def test_what_a_pool_says_wins_also_where_it_is_false_zero_or_empty():
     assert not of_kind(objects, "PodDisruptionBudget")
 
 
+# A proxy with a port `proxy`, and the probes through it: by HTTP, by something else, and not at all.
+PROXIED = {
+    "extraContainers": [{"name": "proxy", "image": "proxy:1", "ports": [{"name": "proxy", "containerPort": 8443}]}],
+    "startupProbe": None,
+    "livenessProbe": {"httpGet": None, "tcpSocket": {"port": "proxy"}},
+    "readinessProbe": {"httpGet": {"port": "proxy", "scheme": "HTTPS"}},
+}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_behind_a_proxy_the_worker_may_listen_to_its_pod_alone(host):
+    deployment = one(render(merged(LEAST, merged(pool(**PROXIED), at("telemetry.host", host)))), "Deployment")
+
+    worker, proxy = deployment["spec"]["template"]["spec"]["containers"]
+    assert f"--listen={host}:9090" in worker["args"] and proxy["name"] == "proxy"
+    assert "startupProbe" not in worker and worker["livenessProbe"]["tcpSocket"] == {"port": "proxy"}
+    assert worker["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "proxy", "scheme": "HTTPS"}
+
+
 @pytest.mark.parametrize("limit, expected", [("2Gi", 2**30), ("512Mi", 2**28), ("1G", 500_000_000), ("1.5Gi", 3 * 2**28), (2**31, 2**30), ("3Ti", 2**40)])
 def test_bodies_may_take_half_of_the_memory_limit(limit, expected):
     objects = render(merged(LEAST, pool(resources={"limits": {"memory": limit}})))
@@ -592,6 +611,15 @@ CONTRADICTIONS = [
     (pool(modelRepository={"source": "persistentVolumeClaim"}), "modelRepository.persistentVolumeClaim.claimName: is not set"),
     (pool(modelRepository={"source": "initContainer"}), "modelRepository.initContainer.image: is not set"),
     (pool(modelRepository={"subPath": "models"}), "modelRepository.subPath: is set, but source is image"),
+    (at("telemetry.host", "127.0.0.1"), "pools.default.startupProbe: asks the port telemetry, but telemetry.host is 127.0.0.1"),
+    (
+        merged(pool(**PROXIED), merged(pool(readinessProbe={"httpGet": {"port": "telemetry"}}), at("telemetry.host", "[::1]"))),
+        "pools.default.readinessProbe: asks the port telemetry, but telemetry.host is [::1]",
+    ),
+    (
+        merged(pool(**PROXIED), {"telemetry": {"host": "[::1]"}, "metrics": {"podMonitor": {"enabled": True}}}),
+        "metrics.podMonitor.enabled: is set, but telemetry.host is [::1]",
+    ),
     (merged(scaled("keda"), pool(replicas=2)), "pools.default.replicas: is set, but autoscaling.mode is keda"),
     (merged(scaled("external"), pool(replicas=2)), "pools.default.replicas: is set, but autoscaling.mode is external"),
     (scaled("keda", minReplicas=11), "minReplicas is 11, more than maxReplicas, which is 10"),
@@ -737,7 +765,6 @@ SCHEMA_FAULTS = [
     at("config.telemetry.log_format", "xml"),
     at("telemetry.host", "::"),
     at("telemetry.host", "localhost"),
-    at("telemetry.host", "127.0.0.1"),
     at("pools.Default", {"models": ["digits"]}),
     at("pools.default.replica", 2),
     at("pools.default.models", ["Digits"]),

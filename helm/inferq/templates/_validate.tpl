@@ -13,6 +13,7 @@
 {{- include "inferq.validateExtras" $of }}
 {{- include "inferq.validateModelRepository" $of }}
 {{- include "inferq.validateScaling" $of }}
+{{- include "inferq.validateProbes" $of }}
 {{- end }}
 {{- include "inferq.validateMetrics" . }}
 {{- end }}
@@ -139,6 +140,19 @@
 {{- end }}
 {{- end }}
 
+{{- define "inferq.validateProbes" -}}
+{{- $host := .root.Values.telemetry.host }}
+{{- if has $host (list "127.0.0.1" "[::1]") }}
+{{- range $probe := list "startupProbe" "livenessProbe" "readinessProbe" }}
+{{- with get (default dict (index $.pool $probe)) "httpGet" }}
+{{- if eq (toString .port) "telemetry" }}
+{{- fail (printf "%s.%s: asks the port telemetry, but telemetry.host is %s, which nobody outside of the pod reaches; name the port of a proxy in extraContainers, or set telemetry.host to 0.0.0.0 or [::]" $.at $probe $host) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "inferq.validateScaling" -}}
 {{- $scaling := .pool.autoscaling }}
 {{- $mode := $scaling.mode }}
@@ -220,6 +234,10 @@
 {{- if gt (int64 (include "inferq.milliseconds" $monitor.scrapeTimeout)) (int64 (include "inferq.milliseconds" $monitor.interval)) }}
 {{- fail (printf "metrics.podMonitor.scrapeTimeout: is %s, longer than interval, which is %s; Prometheus would refuse it: lower it" $monitor.scrapeTimeout $monitor.interval) }}
 {{- end }}
+{{- end }}
+{{- $host := .Values.telemetry.host }}
+{{- if and $monitor.enabled (has $host (list "127.0.0.1" "[::1]")) }}
+{{- fail (printf "metrics.podMonitor.enabled: is set, but telemetry.host is %s, which Prometheus does not reach; set it to false and have the port of the proxy scraped, or set telemetry.host to 0.0.0.0 or [::]" $host) }}
 {{- end }}
 {{- $rules := .Values.metrics.prometheusRule }}
 {{- $file := .Files.Get "alerts/inferq.yaml" }}
