@@ -12,6 +12,8 @@
 //!   another, or changed, but for what [`super::screen`] mends.
 //! - A channel is ours until the broker closes it or agrees that it is closed: what it says later about messages that nobody
 //!   waits for any more is taken as well. The client knows of none of them and would end the connection over a confirm.
+//! - Of a close we know before the client, and may close the channel through it just then. The broker agrees to that as well,
+//!   and the client, which has forgotten the channel meanwhile, would end the connection over it: that is taken too.
 //! - Where frames are taken the client gets a heartbeat in their place. The broker sends none while it sends anything else, so
 //!   that the client would take it for dead.
 //! - Nothing is set aside for what a frame announces, only for what has come.
@@ -277,6 +279,8 @@ pub struct Sifted {
 struct Channel {
     id: ChannelId,
     coming: Option<Coming>,
+    /// The broker has closed it.
+    is_closed: bool,
 }
 
 /// A message of which some frames are still to come.
@@ -305,7 +309,11 @@ impl Sieve {
     /// From now on the channel's messages are ours.
     pub fn add(&mut self, id: ChannelId) {
         self.remove(id);
-        self.ours.push(Channel { id, coming: None });
+        self.ours.push(Channel {
+            id,
+            coming: None,
+            is_closed: false,
+        });
     }
 
     /// Goes through `bytes`, which follow on those seen before, and puts those for the client in front.
@@ -362,10 +370,19 @@ impl Sieve {
         let Some(channel) = self.ours.iter_mut().find(|channel| channel.id == id) else {
             return false;
         };
+        if channel.is_closed {
+            self.remove(id);
+            return payload.starts_with(&CHANNEL_CLOSE_OK);
+        }
         let is_taken = match frame.kind {
             Kind::Method => {
-                if payload.starts_with(&CHANNEL_CLOSE) || payload.starts_with(&CHANNEL_CLOSE_OK) {
+                if payload.starts_with(&CHANNEL_CLOSE) {
                     heard.extend(closed(payload, CHANNEL_CLOSE).map(|closed| (id, closed)));
+                    channel.coming = None;
+                    channel.is_closed = true;
+                    return false;
+                }
+                if payload.starts_with(&CHANNEL_CLOSE_OK) {
                     self.remove(id);
                     return false;
                 }
@@ -959,6 +976,28 @@ mod tests {
             // Nobody can say that any more. The client ends the connection over it.
             assert_eq!((unheard, after), (Vec::new(), late.clone()));
         }
+    }
+
+    #[test]
+    fn the_second_answer_to_closes_that_crossed_is_not_for_the_client() {
+        let close = testing::closed(OURS, 406, "too late");
+        let open_ok = testing::method(OURS, &[0, 20, 0, 11, 0, 0, 0, 0]);
+
+        let (heard, client) = sifted(
+            &mut ours(),
+            &[close.clone(), close_ok(OURS), open_ok.clone()].concat(),
+            &[],
+        );
+        let (_, uncrossed) = sifted(
+            &mut ours(),
+            &[close.clone(), open_ok.clone(), close_ok(OURS)].concat(),
+            &[],
+        );
+
+        assert_eq!(heard.len(), 1);
+        assert_eq!(client, [close.clone(), heartbeat(), open_ok.clone()].concat());
+        // Of a channel that the client has opened anew the answer is its own.
+        assert_eq!(uncrossed, [close, open_ok, close_ok(OURS)].concat());
     }
 
     #[test]
