@@ -7,10 +7,24 @@ use std::fmt;
 
 use super::compare::{Deviation, Tolerance, elements, worst};
 use super::golden::Golden;
+use super::rows::{RowsProof, RowsVerdict};
 use super::probe_rows::{self, ProbeRows, ROWS};
-use super::signature::{Dim, Signature};
+use super::signature::{Dim, Signature, TensorSpec};
+use crate::wire::rows::RowRelation;
 use crate::wire::tensor::Datatype;
 use crate::worker::infer::{Engine, EngineError, Output};
+
+/// What is known of a model's rows, and how its jobs are run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowsReport {
+    /// What the graph shows.
+    pub proof: RowsVerdict,
+    /// What the graph shows, or where it leaves that open, a trial or the model's owner.
+    pub relation: RowRelation,
+    /// For every output of the signature: whether its first axis counts the rows.
+    pub row_outputs: Vec<bool>,
+    pub batching: Batching,
+}
 
 /// How jobs for a model are run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,66 +35,93 @@ pub enum Batching {
     Off { reason: String },
 }
 
-/// Decides how jobs for this model are run.
+/// Decides how jobs for this model are run, given what its graph shows.
 ///
-/// `wanted` is what `model.toml` says: `Some(false)` is taken at its word, `Some(true)` overrides what the rows
-/// show, but not axes that cannot hold several rows. Rows come from `golden` if it has enough of them. What cannot
-/// be shown counts as not batchable: that costs speed, and a wrong guess would spoil answers.
+/// `wanted` is what `model.toml` says: `Some(false)` is taken at its word, `Some(true)` overrides what a trial shows, but
+/// neither a proof that rows are coupled nor axes that cannot hold several rows. A trial is made only where the graph leaves
+/// the question open; its rows come from `golden` if that has enough of them. What cannot be shown counts as not batchable:
+/// that costs speed, and a wrong guess would spoil answers.
 ///
-/// Time: four runs of a few rows, and again for every other form of made-up rows while nothing is shown.
+/// Time: none where the graph decides; else four runs of a few rows, and again for every other form of made-up rows while
+/// nothing is shown.
 /// # Errors
-/// `BatchingError::Axes` if batching is demanded of a model whose axes forbid it, `BatchingError::Device` if the
-/// device is lost on the way.
-pub fn probe(
+/// `BatchingError::Axes` if batching is demanded of a model whose axes forbid it, `BatchingError::Coupled` if of one whose
+/// rows are coupled, `BatchingError::Device` if the device is lost on the way.
+pub fn decide(
     engine: &mut dyn Engine,
+    proof: &RowsProof,
     wanted: Option<bool>,
     golden: Option<&Golden>,
-) -> Result<Batching, BatchingError> {
-    if wanted == Some(false) {
-        return Ok(off("model.toml says batching = false"));
-    }
+) -> Result<RowsReport, BatchingError> {
     let signature = engine.signature().clone();
-    let trial = match first_axes(&signature) {
-        Some(axis) => Trial::Axes(axis),
-        None => try_rows(engine, &signature, golden)?,
-    };
-    match (trial, wanted) {
-        (Trial::Independent, _) | (Trial::Coupled(_) | Trial::Unproven(_), Some(true)) => Ok(Batching::Rows),
-        (Trial::Axes(axis), Some(true)) => Err(BatchingError::Axes { axis }),
-        (Trial::Axes(reason) | Trial::Coupled(reason) | Trial::Unproven(reason), _) => Ok(off(reason)),
+    let axes = first_axes(&signature);
+    if wanted == Some(true) {
+        if let Some(axis) = axes {
+            return Err(BatchingError::Axes { axis });
+        }
+        if let RowsVerdict::Coupled { reason } = &proof.verdict {
+            return Err(BatchingError::Coupled { reason: reason.clone() });
+        }
     }
+    let trial = match (&proof.verdict, wanted) {
+        (RowsVerdict::Independent, _) => Trial::Independent,
+        (RowsVerdict::Coupled { reason }, _) => Trial::Coupled(reason.clone()),
+        (RowsVerdict::Unknown { .. }, Some(true)) => Trial::Independent,
+        (RowsVerdict::Unknown { reason }, Some(false)) => Trial::Unproven(reason.clone()),
+        (RowsVerdict::Unknown { .. }, None) => match &axes {
+            Some(axis) => Trial::Unproven(axis.clone()),
+            None => try_rows(engine, &signature, golden)?,
+        },
+    };
+    let relation = trial.relation();
+    let batching = match (wanted, axes, trial) {
+        (Some(false), _, _) => off("model.toml says batching = false"),
+        (_, Some(axis), _) => off(axis),
+        (_, None, Trial::Independent) => Batching::Rows,
+        (_, None, Trial::Coupled(reason) | Trial::Unproven(reason)) => off(reason),
+    };
+    let is_row_output = |spec: &TensorSpec| relation == RowRelation::Independent || proof.is_row_output(&spec.name);
+    Ok(RowsReport {
+        proof: proof.verdict.clone(),
+        relation,
+        row_outputs: signature.outputs.iter().map(is_row_output).collect(),
+        batching,
+    })
 }
 
 /// What running rows singly and together shows.
 enum Trial {
     /// Rows do not influence each other.
     Independent,
-    /// Several rows have no place in an input or output.
-    Axes(String),
     /// A row's output depends on its neighbours.
     Coupled(String),
-    /// The model could not be run, or answers every row alike.
+    /// The model could not be run, has outputs that are no rows, or answers every row alike.
     Unproven(String),
 }
 
-/// Why no run can hold several rows, as far as the signature tells.
+impl Trial {
+    fn relation(&self) -> RowRelation {
+        match self {
+            Self::Independent => RowRelation::Independent,
+            Self::Coupled(_) => RowRelation::Coupled,
+            Self::Unproven(_) => RowRelation::Unknown,
+        }
+    }
+}
+
+/// Why no run can hold several rows, as far as the signature tells. What it says of outputs does not count: the runtime may
+/// give others than the file declares.
 fn first_axes(signature: &Signature) -> Option<String> {
-    let tied = |spec: &super::signature::TensorSpec| match spec.shape.split_first() {
-        None => Some("it has no axes".to_owned()),
-        Some((Dim::Fixed(size), _)) => Some(format!("its first axis is always {size}")),
-        Some((first @ Dim::Dynamic(name), rest)) if !name.is_empty() && rest.contains(first) => {
-            Some(format!("its first axis, {name}, is tied to another one"))
-        }
-        Some((Dim::Dynamic(_), _)) => None,
-    };
-    let inputs = signature.inputs.iter().map(|spec| (true, "input", spec));
-    let outputs = signature.outputs.iter().map(|spec| (false, "output", spec));
-    inputs.chain(outputs).find_map(|(is_input, kind, spec)| {
-        // An output without axes may be one whose shape the graph does not state: the run tells.
-        if !is_input && spec.shape.is_empty() {
-            return None;
-        }
-        Some(format!("{kind} {spec} cannot hold rows: {}", tied(spec)?))
+    signature.inputs.iter().find_map(|spec| {
+        let reason = match spec.shape.split_first() {
+            None => "it has no axes".to_owned(),
+            Some((Dim::Fixed(size), _)) => format!("its first axis is always {size}"),
+            Some((first @ Dim::Dynamic(name), rest)) if !name.is_empty() && rest.contains(first) => {
+                format!("its first axis, {name}, is tied to another one")
+            }
+            Some((Dim::Dynamic(_), _)) => return None,
+        };
+        Some(format!("input {spec} cannot hold rows: {reason}"))
     })
 }
 
@@ -89,7 +130,7 @@ fn try_rows(engine: &mut dyn Engine, signature: &Signature, golden: Option<&Gold
     for rows in probe_rows::candidates(signature, golden) {
         match compare_runs(engine, signature, &rows)? {
             Trial::Unproven(reason) => reasons.push(reason),
-            trial @ (Trial::Independent | Trial::Axes(_) | Trial::Coupled(_)) => return Ok(trial),
+            trial @ (Trial::Independent | Trial::Coupled(_)) => return Ok(trial),
         }
     }
     // The first reason is that of recorded rows, or of the plainest ones that we made up.
@@ -117,7 +158,7 @@ fn compare_runs(engine: &mut dyn Engine, signature: &Signature, rows: &ProbeRows
     let mut differ = false;
     for (at, spec) in signature.outputs.iter().enumerate() {
         let Some(output) = Rows::of(spec.datatype, together.get(at), ROWS) else {
-            return Ok(Trial::Axes(format!(
+            return Ok(Trial::Unproven(format!(
                 "output {} does not have one row for each row of input",
                 spec.name
             )));
@@ -125,7 +166,7 @@ fn compare_runs(engine: &mut dyn Engine, signature: &Signature, rows: &ProbeRows
         let mut singles = Vec::new();
         for run in &runs {
             let Some(single) = Rows::of(spec.datatype, run.get(at), 1) else {
-                return Ok(Trial::Axes(format!(
+                return Ok(Trial::Unproven(format!(
                     "output {} does not have one row for each row of input",
                     spec.name
                 )));
@@ -214,6 +255,8 @@ fn off(reason: impl Into<String>) -> Batching {
 pub enum BatchingError {
     #[error("model.toml says batching = true, but {axis}; remove it, or export the model with a dynamic first axis")]
     Axes { axis: String },
+    #[error("model.toml says batching = true, but its rows are coupled: {reason}; remove it")]
+    Coupled { reason: String },
     #[error("the model could not be tried with several rows")]
     Device(#[source] EngineError),
 }
@@ -223,6 +266,24 @@ mod tests {
     use super::*;
     use crate::model::test_engine::{Array, TestEngine, f32_bytes, spec};
     use crate::wire::tensor::Tensor;
+
+    /// The graph tells nothing.
+    fn unread() -> RowsProof {
+        RowsProof {
+            verdict: RowsVerdict::Unknown {
+                reason: "nobody read it".to_owned(),
+            },
+            outputs: Vec::new(),
+        }
+    }
+
+    fn probe(
+        engine: &mut TestEngine,
+        wanted: Option<bool>,
+        golden: Option<&Golden>,
+    ) -> Result<Batching, BatchingError> {
+        decide(engine, &unread(), wanted, golden).map(|report| report.batching)
+    }
 
     fn reason(engine: &mut TestEngine) -> String {
         match probe(engine, None, None).unwrap() {

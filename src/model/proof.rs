@@ -2,10 +2,11 @@
 
 use tracing::debug;
 
-use super::batching::{self, Batching, BatchingError};
+use super::batching::{self, BatchingError, RowsReport};
 use super::golden::{self, Golden, GoldenError, GoldenReport};
 use super::probe_rows::{Form, ProbeRows};
 use super::repository::VersionFiles;
+use super::rows;
 use super::settings::Settings;
 use crate::worker::infer::Engine;
 
@@ -14,7 +15,7 @@ use crate::worker::infer::Engine;
 pub struct Proof {
     /// `None`: no golden vectors are recorded for this version.
     pub golden: Option<GoldenReport>,
-    pub batching: Batching,
+    pub rows: RowsReport,
     /// The golden vectors themselves.
     pub recorded: Option<Golden>,
 }
@@ -30,10 +31,11 @@ pub fn prove(engine: &mut dyn Engine, files: &VersionFiles, settings: &Settings)
         .as_ref()
         .map(|golden| golden::check(engine, golden))
         .transpose()?;
-    let batching = batching::probe(engine, settings.batching, golden.as_ref())?;
+    let proof = rows::prove(&files.onnx);
+    let rows = batching::decide(engine, &proof, settings.batching, golden.as_ref())?;
     Ok(Proof {
         golden: report,
-        batching,
+        rows,
         recorded: golden,
     })
 }
@@ -65,6 +67,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
+    use crate::model::batching::Batching;
     use crate::model::test_engine::{TestEngine, spec};
     use crate::wire::tensor::Datatype;
 
@@ -93,7 +96,7 @@ mod tests {
         let proof = prove(&mut TestEngine::sums(), &files, &Settings::default()).unwrap();
 
         assert_eq!(proof.golden.unwrap().rows, 1);
-        assert_eq!(proof.batching, Batching::Rows);
+        assert_eq!(proof.rows.batching, Batching::Rows);
     }
 
     #[test]
@@ -140,6 +143,6 @@ mod tests {
         let proof = prove(&mut TestEngine::sums(), &files, &settings).unwrap();
 
         assert!(proof.golden.is_none());
-        assert!(matches!(proof.batching, Batching::Off { .. }));
+        assert!(matches!(proof.rows.batching, Batching::Off { .. }));
     }
 }

@@ -21,6 +21,7 @@ mod message;
 mod msgpack;
 pub mod reply;
 pub mod request;
+pub mod rows;
 #[cfg(test)]
 mod roundtrip;
 pub mod status;

@@ -12,7 +12,7 @@ use super::infer::Engine;
 use super::onnx::{LoadError, OnnxEngine, Placement, Runtime, SharedWeights};
 use crate::config::Config;
 use crate::error::chain;
-use crate::model::batching::Batching;
+use crate::model::batching::{Batching, RowsReport};
 use crate::model::capacity::Fit;
 use crate::model::digest::{Digest, DigestError};
 use crate::model::proof::{self, Proof, ProofError};
@@ -39,7 +39,7 @@ impl LoadedModel {
 pub struct LoadedVersion {
     pub version: u64,
     pub signature: Signature,
-    pub batching: bool,
+    pub rows: RowsReport,
     pub rows_max: usize,
     /// How long runs take, as far as the first ones tell.
     pub fit: Fit,
@@ -139,7 +139,7 @@ fn load_version(
             first.unserved().join(", ")
         );
     }
-    if let Batching::Off { reason } = &proof.batching {
+    if let Batching::Off { reason } = &proof.rows.batching {
         info!(
             model.name = model.name,
             model.version = files.version,
@@ -147,7 +147,7 @@ fn load_version(
         );
     }
     let rows_max = model.settings.rows_max.unwrap_or(config.batch.rows_max).get();
-    let batching = proof.batching == Batching::Rows;
+    let batching = proof.rows.batching == Batching::Rows;
     let fit = timing::time(&mut first, proof.recorded.as_ref(), batching.then_some(rows_max));
     let instances = model.settings.instances.or(config.worker.instances);
     let instances = instances.unwrap_or_else(|| hardware.instances()).get();
@@ -170,7 +170,7 @@ fn load_version(
     Ok(LoadedVersion {
         version: files.version,
         signature,
-        batching,
+        rows: proof.rows,
         rows_max,
         fit,
         file: files.onnx.clone(),

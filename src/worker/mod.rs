@@ -60,6 +60,7 @@ use self::watch::{Patience, Watch, Watched};
 use crate::broker::link::{Link, Role, Supervisor};
 use crate::broker::topology::{Mismatch, Names};
 use crate::config::{Config, QueueType};
+use crate::model::batching::Batching;
 use crate::model::capacity::Estimate;
 use crate::telemetry::about::ServedVersion;
 use crate::telemetry::export::Traces;
@@ -365,7 +366,7 @@ impl Shared {
                 version: version.to_string(),
                 metrics: self.metrics.lane(&name, &version.to_string()),
                 signature: loaded.signature.clone(),
-                batching: loaded.batching,
+                batching: loaded.rows.batching == Batching::Rows,
                 rows_max: loaded.rows_max,
                 engines: loaded.engines.len().min(self.threads),
                 capacity: Arc::new(Estimate::new(loaded.fit.capacity())),

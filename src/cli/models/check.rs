@@ -22,6 +22,11 @@ pub(super) struct Checked {
     /// How much of the tolerance the worst golden element takes: 1 is all of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     golden_deviation: Option<f64>,
+    /// What the graph shows of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rows: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rows_because: Option<String>,
     batching: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     batching_off_because: Option<String>,
@@ -53,17 +58,21 @@ impl Checked {
             error: None,
             golden_rows: None,
             golden_deviation: None,
+            rows: None,
+            rows_because: None,
             batching: false,
             batching_off_because: None,
         };
         match proof {
             // With the whole chain of causes, on one line.
             Err(error) => checked.error = Some(format!("{error:#}")),
-            Ok(Proof { golden, batching, .. }) => {
+            Ok(Proof { golden, rows, .. }) => {
                 checked.golden_rows = golden.as_ref().map(|report| report.rows);
                 checked.golden_deviation = golden.as_ref().map(share_of_tolerance);
-                checked.batching = batching == Batching::Rows;
-                checked.batching_off_because = off_because(batching);
+                checked.rows = Some(rows.proof.relation().name());
+                checked.rows_because = rows.proof.reason().map(str::to_owned);
+                checked.batching = rows.batching == Batching::Rows;
+                checked.batching_off_because = off_because(rows.batching);
             }
         }
         checked

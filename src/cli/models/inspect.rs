@@ -10,6 +10,7 @@ use crate::model::digest::Digest;
 use crate::model::golden::Golden;
 use crate::model::proof::ProofError;
 use crate::model::repository::ModelFiles;
+use crate::model::rows;
 use crate::model::settings::Settings;
 use crate::model::signature::{Dim, TensorSpec};
 
@@ -27,6 +28,10 @@ pub(super) struct Inspected {
     inputs: Vec<InspectedTensor>,
     outputs: Vec<InspectedTensor>,
     outputs_not_served: Vec<String>,
+    /// What the graph shows of them.
+    rows: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rows_because: Option<String>,
     batching: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     batching_off_because: Option<String>,
@@ -84,7 +89,8 @@ pub(super) fn inspect(model: &ModelFiles, version: Option<u64>, load: &mut Load<
         labels,
         ..
     } = &model.settings;
-    let batching = batching::probe(engine.as_mut(), *batching, golden.as_ref()).map_err(ProofError::from)?;
+    let proof = rows::prove(&files.onnx);
+    let rows = batching::decide(engine.as_mut(), &proof, *batching, golden.as_ref()).map_err(ProofError::from)?;
     let signature = engine.signature();
     Ok(Inspected {
         name: model.name.clone(),
@@ -99,8 +105,10 @@ pub(super) fn inspect(model: &ModelFiles, version: Option<u64>, load: &mut Load<
         inputs: signature.inputs.iter().map(InspectedTensor::of).collect(),
         outputs: signature.outputs.iter().map(InspectedTensor::of).collect(),
         outputs_not_served: unserved,
-        batching: batching == Batching::Rows,
-        batching_off_because: off_because(batching),
+        rows: rows.proof.relation().name(),
+        rows_because: rows.proof.reason().map(str::to_owned),
+        batching: rows.batching == Batching::Rows,
+        batching_off_because: off_because(rows.batching),
         rows_max: rows_max.map(Into::into),
         instances: instances.map(Into::into),
         labels: labels.clone(),
@@ -133,6 +141,11 @@ pub(super) fn text(model: &Inspected) -> String {
     for output in &model.outputs_not_served {
         line("not served", output.clone());
     }
+    let because = model.rows_because.as_ref();
+    line(
+        "rows",
+        because.map_or_else(|| model.rows.to_owned(), |reason| format!("{}: {reason}", model.rows)),
+    );
     line(
         "batching",
         model
