@@ -29,11 +29,31 @@ impl TensorProto {
             ) => narrow(),
             _ => return None,
         };
-        (elements.len() as i64 == self.dims.iter().product::<i64>()).then_some(elements)
+        self.holds(elements.len()).then_some(elements)
+    }
+
+    /// Elements, row-major, of a tensor of `FLOAT`; `None` of any other, and where the data were not read.
+    pub fn floats(&self) -> Option<Vec<f32>> {
+        if self.data_location() == DataLocation::External || self.data_type() != DataType::Float as i32 {
+            return None;
+        }
+        let elements = match self.raw_data.as_deref() {
+            Some(raw) => whole(raw, f32::from_le_bytes)?,
+            None => self.float_data.clone(),
+        };
+        self.holds(elements.len()).then_some(elements)
+    }
+
+    fn holds(&self, elements: usize) -> bool {
+        let product = self
+            .dims
+            .iter()
+            .try_fold(1_i64, |product, size| product.checked_mul(*size));
+        product == i64::try_from(elements).ok()
     }
 }
 
-fn whole<const BYTES: usize>(raw: &[u8], read: impl Fn([u8; BYTES]) -> i64) -> Option<Vec<i64>> {
+fn whole<T, const BYTES: usize>(raw: &[u8], read: impl Fn([u8; BYTES]) -> T) -> Option<Vec<T>> {
     let (elements, rest) = raw.as_chunks();
     rest.is_empty()
         .then(|| elements.iter().map(|bytes| read(*bytes)).collect())
