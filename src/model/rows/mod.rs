@@ -9,6 +9,10 @@ mod control;
 mod op;
 mod rules;
 mod size;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod value;
 mod walk;
 
