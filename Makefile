@@ -96,7 +96,7 @@ soak: ## Run three million simulated schedules, or INFERQ_TEST_SCHEDULES
 
 # What it finds on the way is kept for the next time, outside the corpus of the repository.
 fuzz: ## Fuzz each decoder for FUZZ_SECONDS (60); needs cargo-fuzz
-	for target in msgpack json binary reply job frames; do \
+	for target in msgpack json binary reply job frames onnx; do \
 		found=fuzz/target/corpus/$$target; mkdir -p $$found; \
 		RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $$target $$found fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) \
 		  || exit 1; \

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use inferq::broker::frames::Sieve;
 use inferq::broker::topology::Names;
+use inferq::model::{onnx, rows};
 use inferq::model::signature::{Dim, Signature, TensorSpec};
 use inferq::telemetry::metrics::Metrics;
 use inferq::wire::Encoding;
@@ -22,6 +23,13 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+
+/// An ONNX file: read, and its rows followed through the graph.
+pub fn onnx(input: &[u8]) {
+    if let Ok(model) = onnx::decode(std::io::Cursor::new(input)) {
+        let _ = rows::prove_model(&model);
+    }
+}
 
 /// A request in MessagePack.
 pub fn msgpack(input: &[u8]) {

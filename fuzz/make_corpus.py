@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
+MODELS = CORPUS.parent.parent / "tests/models/repository"
 ROW = struct.pack("<2f", 1.5, -2.0)
 
 
@@ -48,6 +49,10 @@ def main():
     for name, headers in {"deadline": deadline, "nested": nested, "none": bytes([0])}.items():
         write("job", f"{name}-msgpack", bytes([1 | 2 | 64, 0]) + reply_to + headers + b"\x00" + pack(raw))
         write("job", f"{name}-json", bytes([1 | 64, 1]) + headers + b"\x01" + as_json(requests["flat"]))
+
+    # A loop, a scan, several inputs and outputs, another domain.
+    for name in ["slow", "hungry", "two-heads", "crowded", "identity-fp32"]:
+        write("onnx", name, (MODELS / name / "1/model.onnx").read_bytes())
 
 
 def write(target: str, name: str, content: bytes):

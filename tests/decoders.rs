@@ -22,13 +22,15 @@ type Entry = fn(&[u8]);
 ///
 /// The first is what `src/wire/mod.rs` states: 512 bytes for a tensor, which takes three bytes at least (`{},`), and the
 /// input and its strings once more. So little else that no length which is only announced is ever reserved; a job comes with a lane and its channel here.
-const DECODERS: [(&str, Entry, usize, usize); 6] = [
+const DECODERS: [(&str, Entry, usize, usize); 7] = [
     ("msgpack", entries::msgpack, 200, 4_096),
     ("json", entries::json, 200, 4_096),
     ("binary", entries::binary, 200, 4_096),
     ("reply", entries::reply, 200, 4_096),
     ("job", entries::job, 200, 49_152),
     ("frames", entries::frames, 200, 4_096),
+    // An empty message of two bytes becomes some four hundred, in a list with as much room again.
+    ("onnx", entries::onnx, 800, 65_536),
 ];
 
 /// One test, since what it counts is the memory of the whole process.

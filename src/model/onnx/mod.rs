@@ -87,6 +87,8 @@ pub enum OnnxErrorKind {
     Nested { max: usize },
     #[error("its graph takes more than {max} bytes, without the weights")]
     TooLarge { max: usize },
+    #[error("its graph has more than {max} fields")]
+    TooManyFields { max: usize },
     #[error("its fields are not those of an ONNX model")]
     Malformed(#[source] prost::DecodeError),
     #[error("it is of IR version {0}, the newest known is {IR_VERSION_MAX}")]

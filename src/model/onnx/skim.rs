@@ -60,6 +60,8 @@ struct Source<R> {
     /// Bytes read or passed over.
     at: u64,
     length: u64,
+    /// Messages, texts and data so far.
+    fields: usize,
 }
 
 impl<R: Read + Seek> Source<R> {
@@ -70,6 +72,7 @@ impl<R: Read + Seek> Source<R> {
             length: length.map_err(OnnxErrorKind::Unreadable)?,
             file: BufReader::new(file),
             at: 0,
+            fields: 0,
         })
     }
 
@@ -118,6 +121,10 @@ impl<R: Read + Seek> Source<R> {
         copy: &mut Vec<u8>,
         depth: usize,
     ) -> Result<(), OnnxErrorKind> {
+        self.fields += 1;
+        if self.fields > FIELDS_MAX {
+            return Err(OnnxErrorKind::TooManyFields { max: FIELDS_MAX });
+        }
         if holder.is_data(number) && length > INLINE_BYTES_MAX as u64 {
             push_place(self.at, length, copy);
             return self.pass_over(length);
@@ -209,8 +216,10 @@ fn push_varint(value: u64, copy: &mut Vec<u8>) {
 pub const INLINE_BYTES_MAX: usize = 4096;
 /// prost decodes a hundred messages in each other, and a graph in a graph takes three.
 const DEPTH_MAX: usize = 90;
-/// A graph of a million nodes takes some 200 MB.
-const COPY_BYTES_MAX: usize = 512 << 20;
+/// Graphs of real models take a tenth of that.
+const COPY_BYTES_MAX: usize = 256 << 20;
+/// A graph of a hundred thousand nodes has two million. Decoded, an empty message of two bytes takes some four hundred.
+const FIELDS_MAX: usize = 4_000_000;
 const VARINT: u64 = 0;
 const FIXED_64: u64 = 1;
 const LENGTH: u64 = 2;
