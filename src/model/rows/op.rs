@@ -135,6 +135,15 @@ impl<'a> Op<'a> {
         }
     }
 
+    /// Refuses an input that rows reach where the rule knows only of one that they share, such as weights.
+    pub fn shared(&self, index: usize, name: &str) -> Result<(), Content> {
+        match self.input(index).map(|value| &value.content) {
+            None | Some(Content::Shared) => Ok(()),
+            Some(spoilt @ (Content::Coupled(_) | Content::Unknown(_))) => Err(spoilt.clone()),
+            Some(_) => Err(self.unknown(&format!("takes {name} from the rows"))),
+        }
+    }
+
     /// An input of sizes, which may follow the number of rows.
     pub fn sizes(&self, index: usize, name: &str) -> Result<Option<&Value>, Content> {
         match self.input(index) {

@@ -14,13 +14,15 @@ pub(super) struct Symbol {
 pub(super) enum Origin {
     /// The number of rows itself.
     Rows,
-    /// An axis behind the first, or a number computed from such: the same for all jobs that may share a run.
+    /// The size of an axis behind the first: the same for all jobs that may share a run.
     Free,
+    /// A number computed from such sizes, which may be negative.
+    Number,
     /// A number computed from the number of rows.
     Counted,
 }
 
-/// A sum of products, such as `3·rows·h + 1`; at least 0 in every run, but for what is subtracted.
+/// A sum of products, such as `3·rows·h + 1`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Size {
     /// Ascending by their symbols; no factor is 0.
@@ -76,7 +78,7 @@ impl Size {
     /// `Counted` if the number of rows is in it, `Free` otherwise.
     pub fn origin(&self) -> Origin {
         let mut symbols = self.terms.iter().flat_map(|term| &term.symbols);
-        match symbols.any(|symbol| symbol.origin != Origin::Free) {
+        match symbols.any(|symbol| matches!(symbol.origin, Origin::Rows | Origin::Counted)) {
             true => Origin::Counted,
             false => Origin::Free,
         }
@@ -88,7 +90,9 @@ impl Size {
 
     /// True if no run makes it less than 0.
     fn is_positive(&self) -> bool {
-        self.terms.iter().all(|term| term.factor > 0)
+        let mut symbols = self.terms.iter().flat_map(|term| &term.symbols);
+        let are_sizes = symbols.all(|symbol| matches!(symbol.origin, Origin::Rows | Origin::Free));
+        are_sizes && self.terms.iter().all(|term| term.factor > 0)
     }
 
     pub fn plus(&self, other: &Self) -> Option<Self> {

@@ -238,7 +238,7 @@ fn split_text(op: &Op<'_>) -> Ruled {
 fn table_row(op: &Op<'_>, keeps_shape: bool) -> Ruled {
     let value = op.required(0)?;
     for index in 1..op.inputs.len() {
-        op.parameter(index, "parameters")?;
+        op.shared(index, "its parameters")?;
     }
     if value.content.is_spoilt() {
         return Err(value.content.clone());

@@ -95,13 +95,19 @@ fn element(op: &Op<'_>, operands: &[&Size]) -> Option<Size> {
     };
     let known = symbolic.or_else(|| constant().map(Size::constant));
     // Nothing is lost by a new symbol but its relation to others.
-    Some(op.size_or_fresh(known, operands))
+    Some(known.unwrap_or_else(|| number(op, operands.iter().any(|size| size.origin() == Origin::Counted))))
+}
+
+/// A number of which only this much is known: if it follows the number of rows.
+pub(super) fn number(op: &Op<'_>, is_counted: bool) -> Size {
+    op.symbols
+        .fresh(if is_counted { Origin::Counted } else { Origin::Number })
 }
 
 fn constant(kind: &str, operands: &[i64]) -> Option<i64> {
     Some(match (kind, operands) {
         ("Div", [a, b]) => a.checked_div(*b)?,
-        ("Mod", [a, b]) => a.checked_rem_euclid(*b)?,
+        ("Mod", [a, b]) if *a >= 0 && *b > 0 => a % b,
         ("Less", [a, b]) => i64::from(a < b),
         ("LessOrEqual", [a, b]) => i64::from(a <= b),
         ("Greater", [a, b]) => i64::from(a > b),
@@ -193,11 +199,6 @@ fn dynamic_quantized(op: &Op<'_>) -> Ruled {
         ..value.without_elements()
     };
     Ok(vec![quantized, scalar.clone(), scalar])
-}
-
-/// A number of which only this much is known: that it comes from such sizes.
-pub(super) fn unknown_elements(op: &Op<'_>, count: usize, origin: Origin) -> Vec<Size> {
-    (0..count).map(|_| op.symbols.fresh(origin)).collect()
 }
 
 /// Operators whose every output element depends on the elements at the same place of their broadcast inputs, and on attributes.

@@ -107,11 +107,10 @@ fn same_rows(op: &Op<'_>, values: &[&Value], axis: usize) -> Result<Option<RowAx
     if rows.any(|other| other != first) {
         return Err(op.coupled("takes elements of rows by the values of other rows"));
     }
-    let spared = values.iter().find(|value| value.rows.is_none());
-    match spared.map(|value| value.size(first.axis).and_then(Size::to_constant)) {
-        None | Some(Some(1)) => Ok(Some(first.clone())),
-        Some(Some(size)) => Err(op.coupled_at(&format!("lays {size} fixed places upon the rows"), first.axis)),
-        Some(None) => Err(op.unknown("lays a value without rows along the rows")),
+    // Nothing is broadcast: what has no rows reaches the first ones alone.
+    match values.iter().all(|value| value.rows.is_some()) {
+        true => Ok(Some(first.clone())),
+        false => Err(op.unknown("takes or puts elements at fixed places among the rows")),
     }
 }
 
@@ -165,10 +164,6 @@ fn scatter_elements(op: &Op<'_>) -> Ruled {
     };
     let values = [data, indices, updates];
     let rows = same_rows(op, &values, axis)?;
-    // Where not all of them have rows, only the first ones are changed.
-    if rows.is_some() && values.iter().any(|value| value.rows.is_none()) {
-        return Err(op.unknown("puts elements at fixed places among the rows"));
-    }
     let content = op.content(values);
     Ok(one(Value {
         content,

@@ -3,7 +3,7 @@
 use super::super::op::{Op, Ruled};
 use super::super::size::{Origin, Size};
 use super::super::value::{Content, RowAxis, Value, absolute};
-use super::elementwise::unknown_elements;
+use super::elementwise::number;
 use super::one;
 use super::reshape::{reshape, reshape_to};
 
@@ -305,12 +305,8 @@ fn cuts(op: &Op<'_>, value: &Value) -> Result<Vec<Cut>, Content> {
             };
             let known = value.elements.as_deref().map(<[Size]>::to_vec);
             let count = value.size(0).and_then(Size::to_constant).unwrap_or(1);
-            let origin = if value.content == Content::Count {
-                Origin::Counted
-            } else {
-                Origin::Free
-            };
-            Ok(known.unwrap_or_else(|| unknown_elements(op, count.clamp(0, 64) as usize, origin)))
+            let is_counted = value.content == Content::Count;
+            Ok(known.unwrap_or_else(|| (0..count.clamp(0, 64)).map(|_| number(op, is_counted)).collect()))
         };
         (elements(1, "starts")?, elements(2, "ends")?, elements(4, "steps")?)
     };

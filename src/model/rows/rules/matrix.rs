@@ -62,7 +62,7 @@ impl Factor<'_> {
 /// The product of two inputs; `others` are scales and zero points, for each row of a matrix at the most.
 fn product(op: &Op<'_>, left: usize, right: usize, others: &[usize]) -> Ruled {
     for other in others {
-        shared_or_spoilt(op, *other)?;
+        op.shared(*other, "a scale or weights")?;
     }
     let turned = |name: &str| op.int(name, 0) != 0;
     if turned("transBatchA") || turned("transBatchB") {
@@ -102,15 +102,6 @@ fn product(op: &Op<'_>, left: usize, right: usize, others: &[usize]) -> Ruled {
         return Err(op.unknown("multiplies values whose number of axes only a run knows"));
     }
     Ok(one(Value::of(shape, rows, content)))
-}
-
-/// A scale or zero point that no row reaches, or what has become of it.
-fn shared_or_spoilt(op: &Op<'_>, index: usize) -> Result<(), Content> {
-    match op.input(index).map(|value| &value.content) {
-        None | Some(Content::Shared) => Ok(()),
-        Some(spoilt @ (Content::Coupled(_) | Content::Unknown(_))) => Err(spoilt.clone()),
-        Some(_) => Err(op.unknown("takes a scale from the rows")),
-    }
 }
 
 /// The row axis of the product where one factor has rows.
@@ -204,14 +195,14 @@ fn gemm(op: &Op<'_>) -> Ruled {
 /// # Source
 /// ONNX Runtime, `com.microsoft.QGemm`: A, a_scale, a_zero_point, B, b_scale, b_zero_point, C, y_scale, y_zero_point.
 fn q_gemm(op: &Op<'_>) -> Ruled {
-    shared_or_spoilt(op, 6)?;
+    op.shared(6, "a scale or weights")?;
     product(op, 0, 3, &[1, 2, 4, 5, 7, 8])
 }
 
 /// Weights that are packed: the last axis of the first input is summed over.
 fn packed(op: &Op<'_>) -> Ruled {
     for index in 1..op.inputs.len() {
-        shared_or_spoilt(op, index)?;
+        op.shared(index, "a scale or weights")?;
     }
     let value = op.required(0)?;
     let Some(shape) = value.shape.as_deref() else {

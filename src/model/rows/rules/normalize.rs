@@ -20,7 +20,7 @@ pub(super) fn apply(op: &Op<'_>) -> Option<Ruled> {
         }
         "CumSum" | "CumProd" => running(op),
         "BatchNormalization" | "FusedBatchNormalization" => batch_norm(op),
-        "InstanceNormalization" | "GroupNormalization" | "GroupNorm" | "LRN" | "SkipGroupNorm" => channels(op),
+        "InstanceNormalization" | "GroupNormalization" | "GroupNorm" | "LRN" => channels(op),
         "NegativeLogLikelihoodLoss" | "SoftmaxCrossEntropyLoss" => loss(op),
         "DFT" => fourier(op),
         _ => return None,
@@ -98,7 +98,7 @@ fn reduced(op: &Op<'_>, value: &Value, axes: &[i64], keeps: bool) -> Ruled {
 fn along(op: &Op<'_>, does: &str, axes: &[i64]) -> Ruled {
     let value = op.required(0)?;
     for index in 1..op.inputs.len() {
-        op.parameter(index, "parameters")?;
+        op.shared(index, "its parameters")?;
     }
     kept_along(op, value, does, axes)
 }
@@ -177,7 +177,7 @@ fn layer_norm(op: &Op<'_>) -> Ruled {
 fn skip_norm(op: &Op<'_>) -> Ruled {
     let (value, skip) = (op.required(0)?, op.required(1)?);
     for index in 2..op.inputs.len() {
-        op.parameter(index, "parameters")?;
+        op.shared(index, "its parameters")?;
     }
     let sum = broadcast(op, &[value, skip]);
     let normal = kept_along(op, &sum, "normalises over the rows", &[-1])?;

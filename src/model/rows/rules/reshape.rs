@@ -3,7 +3,7 @@
 use super::super::op::{Op, Ruled};
 use super::super::size::{Origin, Size};
 use super::super::value::{Content, RowAxis, Value};
-use super::elementwise::unknown_elements;
+use super::elementwise::number;
 use super::one;
 
 /// # Source
@@ -30,7 +30,7 @@ fn target(op: &Op<'_>) -> Result<Vec<Size>, Content> {
     let count = shape.size(0).and_then(Size::to_constant);
     match (count, &shape.content) {
         (Some(count), Content::Shared) if (0..=AXES_MAX).contains(&count) => {
-            Ok(unknown_elements(op, count as usize, Origin::Free))
+            Ok((0..count).map(|_| number(op, false)).collect())
         }
         _ => Err(op.unknown("has a shape that only a run knows")),
     }

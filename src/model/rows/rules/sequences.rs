@@ -2,7 +2,7 @@
 
 use super::super::op::{Op, Ruled};
 use super::super::size::Size;
-use super::super::value::{Content, Value};
+use super::super::value::{Content, Value, absolute};
 use super::one;
 
 pub(super) fn apply(op: &Op<'_>) -> Option<Ruled> {
@@ -15,6 +15,7 @@ pub(super) fn apply(op: &Op<'_>) -> Option<Ruled> {
             .and_then(|_| op.required(0).cloned().map(one)),
         "SequenceAt" => at(op),
         "SplitToSequence" => split(op),
+        "ConcatFromSequence" => joined(op),
         "OptionalHasElement" | "SequenceLength" => Err(op.unknown("asks a sequence for its length")),
         _ => return None,
     })
@@ -88,4 +89,28 @@ fn split(op: &Op<'_>) -> Ruled {
         *size = op.free();
     }
     Ok(one(Value::of(shape, value.rows.clone(), value.content.clone())))
+}
+
+/// Joins the tensors along an axis that they have, or stacks them along a new one.
+fn joined(op: &Op<'_>) -> Ruled {
+    let value = op.required(0)?;
+    let is_new = op.int("new_axis", 0) != 0;
+    let axis = match value.rank() {
+        Some(rank) => absolute(op.int("axis", 0), rank + usize::from(is_new)),
+        None => usize::try_from(op.int("axis", 0)).ok(),
+    };
+    let axis = axis.ok_or_else(|| op.unknown("joins values along an axis that cannot be told"))?;
+    if !is_new && value.row_axis() == Some(axis) {
+        return Err(op.coupled_at("joins other places to the rows", axis));
+    }
+    let mut shape = value.shape.as_deref().map(<[Size]>::to_vec);
+    if let Some(shape) = &mut shape {
+        match is_new {
+            true => shape.insert(axis, op.free()),
+            false => shape[axis] = op.free(),
+        }
+    }
+    let behind = |rows: usize| rows + usize::from(is_new && axis <= rows);
+    let rows = value.rows.as_ref().map(|rows| rows.at(behind(rows.axis)));
+    Ok(one(Value::of(shape, rows, op.content([value]))))
 }

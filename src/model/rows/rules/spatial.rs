@@ -29,11 +29,7 @@ fn image<'v>(op: &'v Op<'_>, index: usize) -> Result<&'v Value, Content> {
         return Err(op.coupled_at("works along the rows", axis));
     }
     for other in (0..op.inputs.len()).filter(|other| *other != index) {
-        match op.input(other).map(|value| &value.content) {
-            None | Some(Content::Shared) => {}
-            Some(spoilt @ (Content::Coupled(_) | Content::Unknown(_))) => return Err(spoilt.clone()),
-            Some(_) => return Err(op.unknown("takes its parameters from the rows")),
-        }
+        op.shared(other, "its parameters")?;
     }
     Ok(value)
 }
@@ -136,7 +132,7 @@ fn deformed(op: &Op<'_>) -> Ruled {
         .flatten()
         .all(|value| value.rows == Some(RowAxis::plain(0)));
     for index in [1, 3] {
-        op.parameter(index, "weights")?;
+        op.shared(index, "its weights")?;
     }
     match plain {
         true => {
@@ -152,7 +148,7 @@ fn deformed(op: &Op<'_>) -> Ruled {
 fn pool(op: &Op<'_>) -> Ruled {
     let value = op.required(0)?;
     for index in 1..op.inputs.len() {
-        op.parameter(index, "parameters")?;
+        op.shared(index, "its parameters")?;
     }
     if let Some(axis) = value.row_axis().filter(|axis| *axis > 1) {
         return Err(op.coupled_at("works along the rows", axis));
@@ -174,7 +170,7 @@ fn pool(op: &Op<'_>) -> Ruled {
 fn global_pool(op: &Op<'_>) -> Ruled {
     let value = op.required(0)?;
     for index in 1..op.inputs.len() {
-        op.parameter(index, "parameters")?;
+        op.shared(index, "its parameters")?;
     }
     if let Some(axis) = value.row_axis().filter(|axis| *axis > 1) {
         return Err(op.coupled_at("reduces over the rows", axis));
