@@ -211,6 +211,7 @@ impl Inference {
             return false;
         };
         if lane.rows.withdraw() {
+            lane.metrics.rows_info.withdraw(&output.to_string());
             warn!(
                 model.name = %lane.model,
                 model.version = lane.version,

@@ -302,6 +302,11 @@ fn a_job_alone_without_one_row_a_row_is_answered_with_what_came() {
     let answers = rig.run(vec![job(&jobs, 7, 1)]);
 
     assert_eq!(answers, [(7, Ok(serde_json::json!([[]])))]);
+    let metrics = jobs.metrics.render();
+    assert!(
+        metrics.contains(r#"reason="output `y` has shape [0, 2] for 1 rows",relation="unknown""#),
+        "{metrics}"
+    );
     assert_eq!(rig.runs(), [1]);
 }
 
