@@ -14,6 +14,7 @@ use crate::model::capacity::Capacity;
 use crate::wire::rows::RowRelation;
 use crate::wire::status::{Status, UNROUTABLE_REPLY};
 use prometheus::core::Collector;
+use prometheus::proto::MetricFamily;
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder,
@@ -225,7 +226,7 @@ impl RowsInfo {
     /// Removes the series, and returns what it said of the graph.
     fn hide(&self) -> Option<String> {
         let families = self.gauges.collect();
-        let mut series = families.iter().flat_map(|family| family.get_metric());
+        let mut series = families.iter().flat_map(MetricFamily::get_metric);
         let labels: HashMap<&str, &str> = series.find_map(|series| {
             let labels = series.get_label().iter();
             let labels: HashMap<_, _> = labels.map(|label| (label.name(), label.value())).collect();
@@ -282,6 +283,7 @@ impl Metrics {
         let registry = Registry::new();
         let add = Adding(&registry);
         let (seconds_per_row, seconds_per_run) = capacity(&add)?;
+        let (model_device, model_rows) = loaded(&add)?;
         Ok(Self {
             jobs: add.counters("inferq_jobs_total", "Jobs by the status they got", &["model", "code"])?,
             job_seconds: add.histograms(
@@ -332,16 +334,8 @@ impl Metrics {
             )?,
             connects: add.counters("inferq_connects_total", "Connections made to the broker", ROLE)?,
             connect_failures: add.counters("inferq_connect_failures_total", "Connections that failed", ROLE)?,
-            model_device: add.gauges(
-                "inferq_model_device",
-                "1 for the device that a model was asked to run on and a provider that did run its nodes",
-                &["model", "version", "device", "provider"],
-            )?,
-            model_rows: add.gauges(
-                "inferq_model_rows_info",
-                "1 for how the rows of a model relate, what its graph shows of that, and why they are not independent or not proven",
-                &["model", "version", "relation", "proof", "reason"],
-            )?,
+            model_device,
+            model_rows,
             reply: replies(&add)?,
             receipts: receipts(&add)?,
             spans_dropped: add.counter(
@@ -433,6 +427,21 @@ fn capacity(add: &Adding<'_>) -> prometheus::Result<(GaugeVec, GaugeVec)> {
     Ok((
         add.real_gauges("inferq_model_seconds_per_row", per_row, LANE)?,
         add.real_gauges("inferq_model_seconds_per_run", per_run, LANE)?,
+    ))
+}
+
+fn loaded(add: &Adding<'_>) -> prometheus::Result<(IntGaugeVec, IntGaugeVec)> {
+    Ok((
+        add.gauges(
+            "inferq_model_device",
+            "1 for the device that a model was asked to run on and a provider that did run its nodes",
+            &["model", "version", "device", "provider"],
+        )?,
+        add.gauges(
+            "inferq_model_rows_info",
+            "1 for how the rows of a model relate, what its graph shows of that, and why they are not independent or not proven",
+            &["model", "version", "relation", "proof", "reason"],
+        )?,
     ))
 }
 

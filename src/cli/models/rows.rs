@@ -15,7 +15,7 @@ pub(super) struct ShownRows {
     decided_by: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     because: Option<String>,
-    /// What the graph alone shows.
+    /// Relation by the graph alone.
     graph: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     graph_because: Option<String>,
