@@ -354,3 +354,30 @@ pub(super) const ROWS: usize = 3;
 const ROW_ELEMENTS_MAX: usize = 1 << 22;
 /// Eight such rows of FP64.
 const FILLING_BYTES_MAX: usize = ROW_ELEMENTS_MAX * 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_numbers_grow_no_larger_than_their_datatype_holds() {
+        let times = |datatype, data: &[u8]| Change::Times(10_000).apply(datatype, data, false);
+
+        assert_eq!(times(Datatype::Uint8, &[0, 1, 2]), [0, 255, 255]);
+        assert_eq!(times(Datatype::Int8, &[1, 0xff]), [127, 0x80]);
+        assert_eq!(times(Datatype::Int64, &2_i64.to_le_bytes()), 20_000_i64.to_le_bytes());
+        assert_eq!(times(Datatype::Uint64, &u64::MAX.to_le_bytes()), u64::MAX.to_le_bytes());
+    }
+
+    #[test]
+    fn floats_alone_can_be_no_number_or_infinite() {
+        let float = |change: Change| change.apply(Datatype::Fp32, &0.5_f32.to_le_bytes(), true);
+
+        assert_eq!(float(Change::Infinite), f32::INFINITY.to_le_bytes());
+        assert!(f32::from_le_bytes(array(&float(Change::NotANumber))).is_nan());
+        assert_eq!(float(Change::Dim), 0.01_f32.to_le_bytes());
+        assert_eq!(Change::Infinite.apply(Datatype::Int8, &[2], false), [2]);
+        assert_eq!(Change::Dim.apply(Datatype::Uint8, &[0, 2, 9], false), [0, 1, 1]);
+        assert_eq!(Change::Times(50).apply(Datatype::Bool, &[1], false), [1]);
+    }
+}

@@ -26,8 +26,14 @@ impl RowHeaders {
     /// For a model of this signature, of which this is known.
     pub fn of(rows: &RowsReport, signature: &Signature) -> Self {
         let outputs = signature.outputs.iter().zip(&rows.row_outputs).enumerate();
-        let names = outputs.filter(|(_, (_, is_rows))| **is_rows);
-        Self::new(rows.relation, names.map(|(place, (spec, _))| (place, text(&spec.name))))
+        let mut room = NAMES_BYTES_MAX;
+        let named = outputs.filter(|(_, (spec, is_rows))| {
+            let bytes = spec.name.len() + BYTES_BESIDE_NAME;
+            let fits = **is_rows && bytes <= room;
+            room -= if fits { bytes } else { 0 };
+            fits
+        });
+        Self::new(rows.relation, named.map(|(place, (spec, _))| (place, text(&spec.name))))
     }
 
     /// For a model of whose rows nothing is known.
@@ -79,6 +85,12 @@ fn text(value: &str) -> AMQPValue {
     AMQPValue::LongString(value.into())
 }
 
+/// All headers share one frame, of 8 KiB where a broker is set so. Outputs whose names find no room are not dealt out by row,
+/// which is slower and right.
+const NAMES_BYTES_MAX: usize = 4 * 1024;
+/// AMQP puts a type and a length before each.
+const BYTES_BESIDE_NAME: usize = 5;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,21 +99,24 @@ mod tests {
     use crate::model::test_engine::spec;
     use crate::wire::tensor::Datatype;
 
-    /// Headers of a model with the outputs `a`, `b` and `c`.
-    fn headers(relation: RowRelation, row_outputs: [bool; 3]) -> RowHeaders {
-        let signature = Signature {
-            inputs: Vec::new(),
-            outputs: ["a", "b", "c"].map(|name| spec(name, Datatype::Fp32, &["n"])).into(),
-        };
-        let report = RowsReport {
+    fn report(relation: RowRelation, row_outputs: [bool; 3]) -> RowsReport {
+        RowsReport {
             proof: RowsVerdict::Independent,
             relation,
             decided_by: DecidedBy::Graph,
             reason: None,
             row_outputs: row_outputs.into(),
             batching: Batching::Rows,
+        }
+    }
+
+    /// Headers of a model with the outputs `a`, `b` and `c`.
+    fn headers(relation: RowRelation, row_outputs: [bool; 3]) -> RowHeaders {
+        let signature = Signature {
+            inputs: Vec::new(),
+            outputs: ["a", "b", "c"].map(|name| spec(name, Datatype::Fp32, &["n"])).into(),
         };
-        RowHeaders::of(&report, &signature)
+        RowHeaders::of(&report(relation, row_outputs), &signature)
     }
 
     fn wanted(places: &[usize]) -> Vec<WantedOutput> {
@@ -143,6 +158,19 @@ mod tests {
         assert_eq!(told(&[0, 1, 2]), (coupled.clone(), array(&["a", "c"])));
         assert_eq!(told(&[2, 1, 2]), (coupled.clone(), array(&["c"])));
         assert_eq!(told(&[1]), (coupled, array(&[])));
+    }
+
+    #[test]
+    fn names_that_find_no_room_in_a_frame_are_left_out() {
+        let long = "x".repeat(NAMES_BYTES_MAX);
+        let signature = Signature {
+            inputs: Vec::new(),
+            outputs: ["a", &long, "c"].map(|name| spec(name, Datatype::Fp32, &["n"])).into(),
+        };
+
+        let headers = RowHeaders::of(&report(RowRelation::Coupled, [true; 3]), &signature);
+
+        assert_eq!(inserted(&headers).1, array(&["a", "c"]));
     }
 
     #[test]
