@@ -6,6 +6,7 @@ pub mod capacity;
 pub(crate) mod compare;
 pub mod digest;
 pub mod golden;
+pub mod onnx;
 mod probe_rows;
 pub mod proof;
 pub mod repository;

@@ -1,17 +1,43 @@
 //! Whether the rows of a model are independent of each other, read from its graph.
+//!
+//! The rows are the places along the first axis of every input. [`walk`] follows them through the graph, node by node: along
+//! which axis of each value they lie ([`value`]), with sizes in symbols ([`size`]), by what the operators are defined to do
+//! ([`rules`]). Rows are independent if every output has them along its first axis, and at each place depends on that row
+//! alone, whatever the values are.
+
+mod control;
+mod op;
+mod rules;
+mod size;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod value;
+mod walk;
 
 use std::path::Path;
 
+use super::onnx::{self, ModelProto};
+use crate::error::chain;
 use crate::wire::rows::RowRelation;
 
-/// Reads the graph of a model and says how its rows relate. What cannot be read is unknown.
+/// Reads the graph of a model and says how its rows relate. A graph that cannot be read leaves that unknown.
+///
+/// Time: some microseconds a node. Memory: that of the graph without its weights.
 pub fn prove(path: &Path) -> RowsProof {
-    RowsProof {
-        verdict: RowsVerdict::Unknown {
-            reason: format!("{} was not read", path.display()),
+    match onnx::read(path) {
+        Ok(model) => prove_model(&model),
+        Err(error) => RowsProof {
+            verdict: RowsVerdict::Unknown { reason: chain(&error) },
+            outputs: Vec::new(),
         },
-        outputs: Vec::new(),
     }
+}
+
+/// Says how the rows of a model relate whose graph was read.
+pub fn prove_model(model: &ModelProto) -> RowsProof {
+    walk::prove(model)
 }
 
 /// What the graph of a model shows of its rows.
