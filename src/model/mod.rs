@@ -10,6 +10,7 @@ pub mod onnx;
 mod probe_rows;
 pub mod proof;
 pub mod repository;
+mod row_trial;
 pub mod rows;
 pub mod settings;
 pub mod signature;

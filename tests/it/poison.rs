@@ -341,7 +341,7 @@ async fn a_lost_device_ends_the_worker_with_the_reason_and_its_jobs_go_to_the_ne
 // A process of its own is started for one suspect, and serves no longer than it must.
 #[tokio::test]
 async fn what_comes_back_for_no_fault_of_its_own_is_answered_from_a_process_of_its_own() {
-    const JOBS: u16 = 40;
+    const JOBS: u16 = 80;
     let scene = Scene::new();
     let settings = |scene: &Scene| scene.worker("slow").env("INFERQ_BATCH__ROWS_MAX", "1");
     let mut producer = scene.producer().await;
