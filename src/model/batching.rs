@@ -7,8 +7,8 @@ use std::fmt;
 
 use super::compare::{Deviation, Tolerance, elements, worst};
 use super::golden::Golden;
-use super::rows::{RowsProof, RowsVerdict};
 use super::probe_rows::{self, ProbeRows, ROWS};
+use super::rows::{RowsProof, RowsVerdict};
 use super::signature::{Dim, Signature, TensorSpec};
 use crate::wire::rows::RowRelation;
 use crate::wire::tensor::Datatype;

@@ -21,9 +21,9 @@ mod message;
 mod msgpack;
 pub mod reply;
 pub mod request;
-pub mod rows;
 #[cfg(test)]
 mod roundtrip;
+pub mod rows;
 pub mod status;
 pub mod tensor;
 

@@ -129,6 +129,60 @@ impl Tensor {
     pub fn rows(&self) -> Option<usize> {
         self.shape.first().copied()
     }
+
+    /// Copies nothing: some rows of this tensor, as a tensor of the same name; `None` where it has not so many, or its data are
+    /// not as long as its shape says.
+    pub(crate) fn slice_rows(&self, rows: &Range<usize>) -> Option<Self> {
+        let count = self.rows().filter(|_| self.is_whole())?;
+        if rows.start > rows.end || rows.end > count {
+            return None;
+        }
+        let range = rows_range(&self.data, self.datatype, &self.shape, rows);
+        Some(Self {
+            name: self.name.clone(),
+            datatype: self.datatype,
+            shape: [&[rows.len()], &self.shape[1..]].concat(),
+            data: self.data.slice(range),
+        })
+    }
+
+    /// Puts the rows of several tensors together in their order; `None` where there is none, or they differ in more than the
+    /// number of rows.
+    pub(crate) fn concat_rows(parts: &[&Self]) -> Option<Self> {
+        let (first, rows) = (
+            parts.first()?,
+            parts.iter().map(|part| part.rows()).sum::<Option<usize>>()?,
+        );
+        let alike = |part: &&Self| {
+            part.name == first.name && part.datatype == first.datatype && part.shape[1..] == first.shape[1..]
+        };
+        if !parts.iter().all(alike) {
+            return None;
+        }
+        let data: Vec<&[u8]> = parts.iter().map(|part| &*part.data).collect();
+        Some(Self {
+            name: first.name.clone(),
+            datatype: first.datatype,
+            shape: [&[rows], &first.shape[1..]].concat(),
+            data: data.concat().into(),
+        })
+    }
+
+    /// True if the data hold as many elements as the shape says.
+    fn is_whole(&self) -> bool {
+        let Some(count) = element_count(&self.shape) else {
+            return false;
+        };
+        match self.datatype.element_bytes() {
+            Some(bytes) => count.checked_mul(bytes) == Some(self.data.len()),
+            None => {
+                let lengths = bytes_elements(&self.data).map(|element| 4 + element.len());
+                let (elements, bytes) =
+                    lengths.fold((0, 0), |(elements, bytes), length| (elements + 1, bytes + length));
+                (elements, bytes) == (count, self.data.len())
+            }
+        }
+    }
 }
 
 /// Elements in a tensor of this shape; `None` if that is more than can be counted.
@@ -190,6 +244,42 @@ compile_error!("tensors are handed to ONNX Runtime as they lie on the wire, whic
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_that_were_cut_apart_are_put_together_again() {
+        let mut texts = Vec::new();
+        for text in ["a", "", "ccc", "dd", "e", "f"] {
+            push_bytes_element(&mut texts, text.as_bytes());
+        }
+        let words = Tensor {
+            name: "words".to_owned(),
+            datatype: Datatype::Bytes,
+            shape: vec![3, 2],
+            data: texts.into(),
+        };
+        for whole in [words, Tensor::fp32("x", &[3, 1], &[1.0, 2.0, 3.0])] {
+            let [first, rest] = [0..1, 1..3].map(|rows| whole.slice_rows(&rows).unwrap());
+
+            assert_eq!((first.rows(), rest.rows()), (Some(1), Some(2)));
+            assert_eq!(Tensor::concat_rows(&[&first, &rest]).as_ref(), Some(&whole));
+            assert_eq!(whole.slice_rows(&(2..4)), None);
+        }
+    }
+
+    #[test]
+    fn rows_of_what_is_not_as_its_shape_says_are_none() {
+        let short = Tensor::fp32("x", &[3, 2], &[1.0; 5]);
+        let vast = Tensor::fp32("x", &[usize::MAX, 2], &[]);
+        let scalar = Tensor::fp32("x", &[], &[1.0]);
+        let [narrow, wide] = [1, 2].map(|columns| Tensor::fp32("x", &[1, columns], &vec![0.0; columns]));
+
+        for tensor in [&short, &vast, &scalar] {
+            assert_eq!(tensor.slice_rows(&(0..1)), None);
+        }
+        assert_eq!(Tensor::concat_rows(&[&narrow, &wide]), None);
+        assert_eq!(Tensor::concat_rows(&[&scalar]), None);
+        assert_eq!(Tensor::concat_rows(&[]), None);
+    }
 
     #[test]
     fn rows_are_found_where_elements_are_of_one_length_and_where_they_are_not() {
