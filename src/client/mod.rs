@@ -21,6 +21,7 @@ mod array;
 pub mod latency;
 mod mailbox;
 mod pending;
+mod scatter;
 mod session;
 mod timing;
 
@@ -40,6 +41,7 @@ pub use self::array::Element;
 pub use self::mailbox::{Letter, Mailbox};
 pub use self::pending::Strays;
 use self::pending::{Number, Pending};
+pub use self::scatter::ScatterError;
 use self::session::{Dial, Keeper, Session, State};
 pub use self::timing::Timing;
 use self::timing::{STAMP_MS, Stamp};
@@ -505,6 +507,9 @@ pub enum CallError {
     TooLong { what: &'static str, bytes: usize },
     #[error("lost the broker: {0}")]
     Lost(String),
+    /// Of [`Client::scatter`] only.
+    #[error(transparent)]
+    Scatter(#[from] ScatterError),
 }
 
 impl CallError {

@@ -130,20 +130,24 @@ impl Tensor {
         self.shape.first().copied()
     }
 
-    /// Copies nothing: some rows of this tensor, as a tensor of the same name; `None` where it has not so many, or its data are
-    /// not as long as its shape says.
-    pub(crate) fn slice_rows(&self, rows: &Range<usize>) -> Option<Self> {
-        let count = self.rows().filter(|_| self.is_whole())?;
-        if rows.start > rows.end || rows.end > count {
-            return None;
-        }
-        let range = rows_range(&self.data, self.datatype, &self.shape, rows);
-        Some(Self {
-            name: self.name.clone(),
-            datatype: self.datatype,
-            shape: [&[rows.len()], &self.shape[1..]].concat(),
-            data: self.data.slice(range),
-        })
+    /// Cuts the rows into tensors of up to `rows_max` rows, without copying them; `None` where there are none to cut, or the data
+    /// are not as long as the shape says.
+    pub(crate) fn cut_rows(&self, rows_max: usize) -> Option<Vec<Self>> {
+        let rows = self
+            .rows()
+            .filter(|rows| *rows > 0 && rows_max > 0 && self.is_whole())?;
+        let mut rest = self.data.clone();
+        let parts = (0..rows).step_by(rows_max).map(|start| {
+            let count = rows_max.min(rows - start);
+            let range = rows_range(&rest, self.datatype, &self.shape, &(0..count));
+            Self {
+                name: self.name.clone(),
+                datatype: self.datatype,
+                shape: [&[count], &self.shape[1..]].concat(),
+                data: rest.split_to(range.end),
+            }
+        });
+        Some(parts.collect())
     }
 
     /// Puts the rows of several tensors together in their order; `None` where there is none, or they differ in more than the
@@ -258,11 +262,11 @@ mod tests {
             data: texts.into(),
         };
         for whole in [words, Tensor::fp32("x", &[3, 1], &[1.0, 2.0, 3.0])] {
-            let [first, rest] = [0..1, 1..3].map(|rows| whole.slice_rows(&rows).unwrap());
+            let parts = whole.cut_rows(2).unwrap();
 
-            assert_eq!((first.rows(), rest.rows()), (Some(1), Some(2)));
-            assert_eq!(Tensor::concat_rows(&[&first, &rest]).as_ref(), Some(&whole));
-            assert_eq!(whole.slice_rows(&(2..4)), None);
+            let rows: Vec<_> = parts.iter().map(Tensor::rows).collect();
+            assert_eq!(rows, [Some(2), Some(1)]);
+            assert_eq!(Tensor::concat_rows(&parts.iter().collect::<Vec<_>>()), Some(whole));
         }
     }
 
@@ -273,8 +277,9 @@ mod tests {
         let scalar = Tensor::fp32("x", &[], &[1.0]);
         let [narrow, wide] = [1, 2].map(|columns| Tensor::fp32("x", &[1, columns], &vec![0.0; columns]));
 
-        for tensor in [&short, &vast, &scalar] {
-            assert_eq!(tensor.slice_rows(&(0..1)), None);
+        let none = Tensor::fp32("x", &[0, 2], &[]);
+        for tensor in [&short, &vast, &scalar, &none] {
+            assert_eq!(tensor.cut_rows(1), None);
         }
         assert_eq!(Tensor::concat_rows(&[&narrow, &wide]), None);
         assert_eq!(Tensor::concat_rows(&[&scalar]), None);

@@ -110,6 +110,7 @@ fn may_pass(error: &CallError) -> bool {
         | CallError::Reply(_)
         | CallError::Datatype { .. }
         | CallError::TooLong { .. }
+        | CallError::Scatter(_)
         | CallError::Lost(_) => false,
     }
 }
@@ -202,7 +203,7 @@ impl Run {
             | CallError::Timeout(_) => self.ended == 0,
             // So many and not a single answer. Their keys wait in memory for the width of a row.
             CallError::Refused { .. } | CallError::QueueFull(_) | CallError::Reply(_) | CallError::Datatype { .. }
-            | CallError::TooLong { .. } => self.answered == 0 && self.ended >= FAILED_MAX,
+            | CallError::TooLong { .. } | CallError::Scatter(_) => self.answered == 0 && self.ended >= FAILED_MAX,
         }
     }
 
