@@ -24,6 +24,7 @@ use inferq::worker::decode::{self, Lane, Limits, Served};
 use inferq::worker::hardware::Hardware;
 use inferq::worker::infer::{Engine as _, Input};
 use inferq::worker::onnx::{OnnxEngine, Runtime, SharedWeights, TELEMETRY_OFF};
+use inferq::worker::row_headers::RowHeaders;
 use inferq::worker::settle::{Verdict, Window, generation};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
@@ -174,6 +175,7 @@ fn served(metrics: &Metrics) -> Served {
         version: "1".to_owned(),
         signature: engine.signature().clone(),
         batching: true,
+        row_headers: RowHeaders::independent(),
         rows_max: BATCH_JOBS,
         engines: 1,
         capacity: Arc::default(),

@@ -17,6 +17,7 @@ use inferq::worker::coalesce::Hurry;
 use inferq::worker::consume::Delivery;
 use inferq::worker::decode::{Lane, Limits, Served, decode};
 use inferq::worker::message::{self, Author, DeadReason};
+use inferq::worker::row_headers::RowHeaders;
 use inferq::worker::settle::generation;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
@@ -160,6 +161,7 @@ fn served(metrics: &Metrics) -> Served {
             outputs: vec![spec("y")],
         },
         batching: true,
+        row_headers: RowHeaders::independent(),
         rows_max: 4,
         engines: 1,
         capacity: Arc::default(),

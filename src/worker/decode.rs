@@ -16,6 +16,7 @@ use super::consume::Delivery;
 use super::message;
 use super::prefetch::Load;
 use super::reply::{Answer, Outcome};
+use super::row_headers::RowHeaders;
 use super::settle::{Receipt, Verdict};
 use crate::error::JobError;
 use crate::model::capacity::Estimate;
@@ -46,6 +47,8 @@ pub struct Lane {
     pub signature: Signature,
     /// Whether rows of several jobs may run together.
     pub batching: bool,
+    /// What its results say of rows.
+    pub row_headers: RowHeaders,
     pub rows_max: usize,
     /// How many of its runs may go on at once.
     pub engines: usize,

@@ -266,7 +266,11 @@ impl Inference {
                 outcome: match JobError::contain("writing the reply", || {
                     outputs::encode(&job, runs, rows, self.reply_bytes_max)
                 }) {
-                    Ok(body) => Outcome::Result { body, timing },
+                    Ok(body) => Outcome::Result {
+                        body,
+                        timing,
+                        rows: self.lane.row_headers.holding(&job.outputs),
+                    },
                     Err(error) => Outcome::Failure(error),
                 },
                 envelope: job.envelope,

@@ -8,6 +8,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use super::decode::{Envelope, Moment, VERSION, header};
 use super::reply::{Outcome, Timing};
+use super::row_headers::RowHeaders;
 use crate::broker::topology::Names;
 use crate::error::JobError;
 use crate::wire::reply::encode_error;
@@ -52,13 +53,14 @@ pub fn reply_to(envelope: &Envelope) -> Option<&ShortString> {
 /// The reply, if the sender wants one.
 pub fn reply(envelope: &Envelope, outcome: &Outcome) -> Option<Message> {
     match outcome {
-        Outcome::Result { body, timing } => result(envelope, body, timing),
+        Outcome::Result { body, timing, rows } => result(envelope, body, timing, rows),
         Outcome::Failure(error) => failure(envelope, error),
     }
 }
 
-fn result(envelope: &Envelope, encoded: &Encoded, timing: &Timing) -> Option<Message> {
+fn result(envelope: &Envelope, encoded: &Encoded, timing: &Timing, rows: &RowHeaders) -> Option<Message> {
     let mut headers = reply_headers(envelope, Status::Ok);
+    rows.insert_into(&mut headers);
     if envelope.wants_timing() {
         timing_headers(envelope, timing, &mut headers);
     }

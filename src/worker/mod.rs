@@ -20,6 +20,7 @@ pub mod outputs;
 pub mod plan;
 pub mod prefetch;
 pub mod reply;
+pub mod row_headers;
 pub mod rows_limit;
 pub mod settle;
 pub mod sift;
@@ -54,6 +55,7 @@ use self::load::{LoadedModel, LoadedVersion};
 use self::message::Author;
 use self::plan::Plan;
 use self::reply::{Answer, Reply};
+use self::row_headers::RowHeaders;
 use self::rows_limit::RowsLimit;
 use self::turns::{Seat, Turns};
 use self::watch::{Patience, Watch, Watched};
@@ -367,6 +369,7 @@ impl Shared {
                 metrics: self.metrics.lane(&name, &version.to_string()),
                 signature: loaded.signature.clone(),
                 batching: loaded.rows.batching == Batching::Rows,
+                row_headers: RowHeaders::of(&loaded.rows, &loaded.signature),
                 rows_max: loaded.rows_max,
                 engines: loaded.engines.len().min(self.threads),
                 capacity: Arc::new(Estimate::new(loaded.fit.capacity())),

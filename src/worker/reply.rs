@@ -15,6 +15,7 @@ use super::decode::Envelope;
 use super::flight::{Flight, Gone, Line, Lost, open};
 use super::message::Message;
 use super::plan::{Next, Parcel, Parcels, Plan};
+use super::row_headers::RowHeaders;
 use super::settle::Verdict;
 use crate::broker::backoff::Patience;
 use crate::broker::connection::Connected;
@@ -33,7 +34,11 @@ pub struct Answer {
 }
 
 pub enum Outcome {
-    Result { body: Encoded, timing: Timing },
+    Result {
+        body: Encoded,
+        timing: Timing,
+        rows: RowHeaders,
+    },
     Failure(JobError),
 }
 

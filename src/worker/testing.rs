@@ -14,6 +14,7 @@ use super::consume::Delivery;
 use super::decode::{Envelope, Job, Lane, Limits, Served, WantedOutput};
 use super::message::Author;
 use super::plan::Plan;
+use super::row_headers::RowHeaders;
 use super::settle::{Receipts, Settler, Verdict, generation};
 use crate::broker::topology::Names;
 use crate::config::Unroutable;
@@ -49,6 +50,7 @@ impl Jobs {
             version: "1".to_owned(),
             signature,
             batching: true,
+            row_headers: RowHeaders::independent(),
             rows_max: 4,
             engines: 1,
             capacity: Arc::default(),

@@ -104,7 +104,7 @@ fn what_the_contract_does_not_allow_fits_no_schema() {
 #[tokio::test]
 async fn jobs_and_what_the_worker_makes_of_them_fit_the_schemas() {
     let scene = Scene::new();
-    let worker = scene.worker("affine").start().await;
+    let worker = scene.worker("affine,coupled").start().await;
     let mut producer = scene.producer().await;
     let request = Request::new([Tensor::fp32("x", &[[1.0, 2.0, 3.0, 4.0]])])
         .id("r-1")
@@ -132,6 +132,10 @@ async fn jobs_and_what_the_worker_makes_of_them_fit_the_schemas() {
         let bytes = json_bytes.map_or(reply.body.len(), |text| text.parse().expect("a length"));
         fits("result", &json_of(&reply.content_type(), &reply.body[..bytes]));
     }
+    let mixed = scene.job("coupled", Request::new([Tensor::fp32("x", &[[1.0, 2.0]])]).msgpack());
+    let reply = producer.call(mixed).await;
+    assert_eq!(reply.header("inferq-rows").as_deref(), Some("coupled"));
+    fits("reply-headers", &headers(&reply.properties));
     for (status, job) in refused(&scene) {
         let reply = producer.call(job).await;
         assert_eq!(reply.status(), status);
@@ -191,21 +195,24 @@ fn names(list: &Json) -> BTreeSet<&str> {
 
 /// A header table as JSON.
 fn headers(properties: &BasicProperties) -> Json {
-    let value = |value: AMQPValue| match value {
-        AMQPValue::Boolean(flag) => json!(flag),
-        AMQPValue::ShortShortInt(number) => json!(number),
-        AMQPValue::ShortShortUInt(number) => json!(number),
-        AMQPValue::ShortInt(number) => json!(number),
-        AMQPValue::ShortUInt(number) => json!(number),
-        AMQPValue::LongInt(number) => json!(number),
-        AMQPValue::LongUInt(number) => json!(number),
-        AMQPValue::LongLongInt(number) => json!(number),
-        AMQPValue::Timestamp(seconds) => json!(seconds),
-        AMQPValue::LongString(text) => json!(text.to_string()),
-        other => panic!("{other:?} has no schema"),
-    };
+    fn json_value(value: AMQPValue) -> Json {
+        match value {
+            AMQPValue::FieldArray(values) => values.as_slice().iter().cloned().map(json_value).collect(),
+            AMQPValue::Boolean(flag) => json!(flag),
+            AMQPValue::ShortShortInt(number) => json!(number),
+            AMQPValue::ShortShortUInt(number) => json!(number),
+            AMQPValue::ShortInt(number) => json!(number),
+            AMQPValue::ShortUInt(number) => json!(number),
+            AMQPValue::LongInt(number) => json!(number),
+            AMQPValue::LongUInt(number) => json!(number),
+            AMQPValue::LongLongInt(number) => json!(number),
+            AMQPValue::Timestamp(seconds) => json!(seconds),
+            AMQPValue::LongString(text) => json!(text.to_string()),
+            other => panic!("{other:?} has no schema"),
+        }
+    }
     let headers = headers_of(properties).into_iter();
-    headers.map(|(name, header)| (name, value(header))).collect()
+    headers.map(|(name, header)| (name, json_value(header))).collect()
 }
 
 /// The map of a job's body: of the binary tensor extension the JSON part.

@@ -148,7 +148,7 @@ fn the_statuses_datatypes_and_reasons_are_those_of_the_code() {
 #[tokio::test]
 async fn the_headers_of_replies_and_dead_letters_are_those_that_come() {
     let scene = Scene::new();
-    let worker = scene.worker("affine").start().await;
+    let worker = scene.worker("affine,coupled").start().await;
     let mut producer = scene.producer().await;
     let request = Request::new([Tensor::fp32("x", &[[1.0; 4]])]);
     let traced = |body| {
@@ -158,6 +158,8 @@ async fn the_headers_of_replies_and_dead_letters_are_those_that_come() {
     };
 
     let reply = producer.call(traced(request.binary())).await;
+    let row = Request::new([Tensor::fp32("x", &[[1.0; 2]])]);
+    let mixed = producer.call(scene.job("coupled", row.msgpack())).await;
     let bad = scene.job(
         "affine",
         Request::new([Tensor::fp32("z", &[[1.0; 4]])]).json(Nesting::Flat),
@@ -166,11 +168,10 @@ async fn the_headers_of_replies_and_dead_letters_are_those_that_come() {
     let letters = scene.dead_letters("affine", 1).await;
     worker.drain().await;
 
-    assert_eq!(reply.status(), "OK");
-    assert_eq!(
-        names(headers_of(&reply.properties)),
-        in_first_cells("| header | when |")
-    );
+    assert_eq!((reply.status(), mixed.status()), ("OK".to_owned(), "OK".to_owned()));
+    let mut of_replies = names(headers_of(&reply.properties));
+    of_replies.extend(names(headers_of(&mixed.properties)));
+    assert_eq!(of_replies, in_first_cells("| header | when |"));
     assert_eq!(
         names(headers_of(&letters[0].properties)),
         in_first_cells("| header | value |")

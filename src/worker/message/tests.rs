@@ -135,7 +135,7 @@ const TIMING: Timing = Timing {
 };
 
 fn result_of(properties: BasicProperties) -> Message {
-    result(&envelope(properties), &encoded(), &TIMING).unwrap()
+    result(&envelope(properties), &encoded(), &TIMING, &RowHeaders::independent()).unwrap()
 }
 
 fn names(message: &Message) -> Vec<String> {
@@ -171,7 +171,8 @@ fn a_result_says_what_the_contract_lists_and_no_more() {
     assert_eq!(number("inferq-batch-rows"), 64);
     assert!(number("inferq-total-us") >= 0);
     assert!(number("inferq-queue-us") > 1_000_000, "published in 2023");
-    assert_eq!(names(&message).len(), 8);
+    assert_eq!(string(&message, "inferq-rows").as_deref(), Some("independent"));
+    assert_eq!(names(&message).len(), 9);
 }
 
 #[test]
@@ -180,10 +181,29 @@ fn the_time_split_comes_only_to_those_who_ask_and_the_queue_only_if_the_start_is
     let asked = result_of(headers([("inferq-timing", AMQPValue::Boolean(true))]).with_reply_to("replies".into()));
     let refused = result_of(headers([("inferq-timing", AMQPValue::Boolean(false))]).with_reply_to("replies".into()));
 
-    assert_eq!(names(&plain), ["inferq-model-version", "inferq-status"]);
+    assert_eq!(names(&plain), ["inferq-model-version", "inferq-rows", "inferq-status"]);
     assert_eq!(names(&refused), names(&plain));
     assert!(in_header(&asked, "inferq-wait-us").is_some());
     assert_eq!(in_header(&asked, "inferq-queue-us"), None);
+}
+
+#[test]
+fn a_result_of_rows_that_are_not_independent_names_its_row_outputs() {
+    let properties = || BasicProperties::default().with_reply_to("replies".into());
+
+    let message = result(&envelope(properties()), &encoded(), &TIMING, &RowHeaders::unknown()).unwrap();
+
+    assert_eq!(string(&message, "inferq-rows").as_deref(), Some("unknown"));
+    let none = AMQPValue::FieldArray(FieldArray::from(Vec::new()));
+    assert_eq!(in_header(&message, "inferq-row-outputs"), Some(&none));
+}
+
+#[test]
+fn an_error_says_nothing_of_rows() {
+    let message = failure(&envelope(full_job()), &JobError::Deadline { late_ms: 5 }).unwrap();
+
+    assert_eq!(in_header(&message, "inferq-rows"), None);
+    assert_eq!(in_header(&message, "inferq-row-outputs"), None);
 }
 
 #[test]
@@ -257,7 +277,7 @@ fn a_job_without_a_reply_queue_gets_no_reply() {
     ] {
         let envelope = envelope(properties);
 
-        assert!(result(&envelope, &encoded(), &TIMING).is_none());
+        assert!(result(&envelope, &encoded(), &TIMING, &RowHeaders::independent()).is_none());
         assert!(failure(&envelope, &JobError::Deadline { late_ms: 1 }).is_none());
     }
 }
@@ -274,7 +294,7 @@ fn a_binary_reply_says_where_its_json_ends_and_its_error_is_plain_json() {
         ..encoded()
     };
 
-    let good = result(&envelope, &body, &TIMING).unwrap();
+    let good = result(&envelope, &body, &TIMING, &RowHeaders::independent()).unwrap();
     let bad = failure(&envelope, &JobError::Deadline { late_ms: 1 }).unwrap();
 
     assert_eq!(string(&good, JSON_BYTES_HEADER).as_deref(), Some("42"));

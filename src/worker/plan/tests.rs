@@ -2,6 +2,7 @@ use bytes::Bytes;
 use lapin::BasicProperties;
 
 use super::super::reply::Timing;
+use super::super::row_headers::RowHeaders;
 use super::super::testing::{Jobs, plan};
 use super::*;
 use crate::error::JobError;
@@ -144,6 +145,7 @@ fn result() -> Outcome {
             infer: Duration::ZERO,
             batch_rows: 1,
         },
+        rows: RowHeaders::independent(),
     }
 }
 

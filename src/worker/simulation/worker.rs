@@ -21,6 +21,7 @@ use super::super::infer::{Engine, Inference};
 use super::super::message::{Author, Message};
 use super::super::plan::{Fate, Next, Parcel, Parcels, Plan};
 use super::super::reply::Answer;
+use super::super::row_headers::RowHeaders;
 use super::super::rows_limit::RowsLimit;
 use super::super::settle::{Receipts, Settler, VERDICTS_MAX, Verdict, generation_with};
 use super::super::sift::Suspects;
@@ -86,6 +87,7 @@ impl Worker {
             version: "1".to_owned(),
             signature: engine.signature().clone(),
             batching: true,
+            row_headers: RowHeaders::independent(),
             rows_max: setting.rows_max,
             engines: 1,
             capacity: Arc::default(),
