@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group};
+use inferq::model::batching::Batching;
 use inferq::telemetry::metrics::Metrics;
 use inferq::wire::reply::{ReplyMeta, ReplyOutput, encode_reply};
 use inferq::wire::request::{RequestEncoding, encode_request};
@@ -23,6 +24,7 @@ use inferq::worker::consume::Delivery;
 use inferq::worker::decode::{self, Lane, Limits, Served};
 use inferq::worker::hardware::Hardware;
 use inferq::worker::infer::{Engine as _, Input};
+use inferq::worker::lane_rows::LaneRows;
 use inferq::worker::onnx::{OnnxEngine, Runtime, SharedWeights, TELEMETRY_OFF};
 use inferq::worker::row_headers::RowHeaders;
 use inferq::worker::settle::{Verdict, Window, generation};
@@ -174,8 +176,7 @@ fn served(metrics: &Metrics) -> Served {
         model: "dense".into(),
         version: "1".to_owned(),
         signature: engine.signature().clone(),
-        batching: true,
-        row_headers: RowHeaders::independent(),
+        rows: Arc::new(LaneRows::new(&Batching::Rows, RowHeaders::independent())),
         rows_max: BATCH_JOBS,
         engines: 1,
         capacity: Arc::default(),

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use inferq::broker::frames::Sieve;
 use inferq::broker::topology::Names;
+use inferq::model::batching::Batching;
 use inferq::model::signature::{Dim, Signature, TensorSpec};
 use inferq::telemetry::metrics::Metrics;
 use inferq::wire::Encoding;
@@ -16,6 +17,7 @@ use inferq::wire::tensor::Datatype;
 use inferq::worker::coalesce::Hurry;
 use inferq::worker::consume::Delivery;
 use inferq::worker::decode::{Lane, Limits, Served, decode};
+use inferq::worker::lane_rows::LaneRows;
 use inferq::worker::message::{self, Author, DeadReason};
 use inferq::worker::row_headers::RowHeaders;
 use inferq::worker::settle::generation;
@@ -160,8 +162,7 @@ fn served(metrics: &Metrics) -> Served {
             inputs: vec![spec("x")],
             outputs: vec![spec("y")],
         },
-        batching: true,
-        row_headers: RowHeaders::independent(),
+        rows: Arc::new(LaneRows::new(&Batching::Rows, RowHeaders::independent())),
         rows_max: 4,
         engines: 1,
         capacity: Arc::default(),

@@ -22,8 +22,9 @@
 //!
 //! Beside the way, where a stage needs more than a file: `src/worker/onnx.rs` (with its folder the only one that names
 //! `ort`), `src/worker/hardware.rs` (which device), `src/worker/rows_limit.rs` (fewer rows a run when memory is short),
-//! `src/worker/outputs.rs` (a run's outputs, cut into rows and encoded), `src/worker/plan.rs` (what is published for a job
-//! and what its fate means), `src/worker/message.rs` (replies and dead letters), `src/worker/flight.rs` and
+//! `src/worker/lane_rows.rs` (whether rows of several jobs share a run, until one shows otherwise),
+//! `src/worker/row_headers.rs` (and what results say of it), `src/worker/outputs.rs` (a run's outputs, cut into rows and
+//! encoded), `src/worker/plan.rs` (what is published for a job and what its fate means), `src/worker/message.rs` (replies and dead letters), `src/worker/flight.rs` and
 //! `src/worker/unconfirmed.rs` (confirms and returns, matched to their messages), `src/worker/sift.rs` (which message the
 //! broker closed the channel for), `src/worker/load.rs` (from files to engines), `src/worker/isolate.rs` (a job that came
 //! back, in a process of its own), `src/worker/watch.rs` (runs that take too long), `src/worker/turns.rs` (which model

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::decode::{Envelope, Job, Lane, late};
+use super::lane_rows::LaneRows;
 use super::reply::{Answer, Outcome};
 use super::turns::{Seat, Turn};
 use crate::error::JobError;
@@ -83,7 +84,7 @@ pub async fn run(
 /// one.
 pub struct Batcher {
     rows_max: usize,
-    batching: bool,
+    lane_rows: Arc<LaneRows>,
     capacity: Arc<Estimate>,
     /// In the order in which they are to leave once [`Batcher::order`] has put them so; until then as they came.
     jobs: VecDeque<Job>,
@@ -97,10 +98,10 @@ pub struct Batcher {
 
 impl Batcher {
     /// `capacity` says what runs take; until it does, only deadlines that have passed are acted upon.
-    pub fn new(rows_max: usize, batching: bool, capacity: Arc<Estimate>) -> Self {
+    pub fn new(rows_max: usize, lane_rows: Arc<LaneRows>, capacity: Arc<Estimate>) -> Self {
         Self {
             rows_max,
-            batching,
+            lane_rows,
             capacity,
             jobs: VecDeque::new(),
             rows: 0,
@@ -203,7 +204,11 @@ impl Batcher {
 
     /// What a batch of so many rows takes. Only one job can have more than a run holds; it is run in slices.
     fn time(&self, rows: usize, capacity: Capacity) -> Duration {
-        let runs = if self.batching { rows.div_ceil(self.rows_max) } else { 1 };
+        let runs = if self.lane_rows.are_batched() {
+            rows.div_ceil(self.rows_max)
+        } else {
+            1
+        };
         capacity.time(rows, runs)
     }
 
@@ -251,7 +256,7 @@ impl Batcher {
 
     /// A redelivered job may be what took the last worker down; alone, it takes nobody with it.
     fn runs_alone(&self, job: &Job) -> bool {
-        !self.batching || job.envelope.redelivered || job.rows >= self.rows_max
+        !self.lane_rows.are_batched() || job.envelope.redelivered || job.rows >= self.rows_max
     }
 
     fn count(&mut self, job: &Job) {
@@ -307,7 +312,7 @@ mod tests {
     use proptest::prelude::*;
     use tokio::sync::mpsc;
 
-    use super::super::testing::{Jobs, ids};
+    use super::super::testing::{Jobs, batched, ids, not_batched};
     use super::*;
 
     /// An engine that is told when to finish, seen from the batching loop.
@@ -355,7 +360,7 @@ mod tests {
 
     /// Nothing is known of what runs take.
     fn batcher(rows_max: usize) -> Batcher {
-        Batcher::new(rows_max, true, Arc::default())
+        Batcher::new(rows_max, batched(), Arc::default())
     }
 
     /// A run takes 10 ms and 1 ms a row.
@@ -364,7 +369,7 @@ mod tests {
             seconds_per_row: 0.001,
             seconds_per_run: 0.01,
         };
-        Batcher::new(rows_max, true, Arc::new(Estimate::new(Some(capacity))))
+        Batcher::new(rows_max, batched(), Arc::new(Estimate::new(Some(capacity))))
     }
 
     fn in_ms(mut job: Job, now: Instant, ms: u64) -> Job {
@@ -451,9 +456,24 @@ mod tests {
     }
 
     #[test]
+    fn jobs_that_wait_when_batching_ends_leave_alone() {
+        let jobs = Jobs::new();
+        let rows = batched();
+        let mut batcher = Batcher::new(64, rows.clone(), Arc::default());
+        for id in 1..=3 {
+            batcher.push(Some(jobs.job(id, 2)));
+        }
+
+        rows.withdraw();
+
+        let batches = (1..=3).map(|_| ids(&batcher.take(Instant::now(), None).0.unwrap().jobs));
+        assert_eq!(batches.collect::<Vec<_>>(), [[1], [2], [3]]);
+    }
+
+    #[test]
     fn jobs_of_a_model_that_cannot_be_batched_run_one_by_one() {
         let jobs = Jobs::new();
-        let mut batcher = Batcher::new(64, false, Arc::default());
+        let mut batcher = Batcher::new(64, not_batched(), Arc::default());
         for id in 1..=3 {
             batcher.push(Some(jobs.job(id, 1)));
         }

@@ -13,10 +13,10 @@ use tokio::time::Instant;
 
 use super::coalesce::Hurry;
 use super::consume::Delivery;
+use super::lane_rows::LaneRows;
 use super::message;
 use super::prefetch::Load;
 use super::reply::{Answer, Outcome};
-use super::row_headers::RowHeaders;
 use super::settle::{Receipt, Verdict};
 use crate::error::JobError;
 use crate::model::capacity::Estimate;
@@ -45,10 +45,7 @@ pub struct Lane {
     pub model: Arc<str>,
     pub version: String,
     pub signature: Signature,
-    /// Whether rows of several jobs may run together.
-    pub batching: bool,
-    /// What its results say of rows.
-    pub row_headers: RowHeaders,
+    pub rows: Arc<LaneRows>,
     pub rows_max: usize,
     /// How many of its runs may go on at once.
     pub engines: usize,
@@ -64,7 +61,7 @@ impl Lane {
         Some(Load {
             capacity: self.capacity.get()?,
             engines: self.engines,
-            rows_max: self.batching.then_some(self.rows_max),
+            rows_max: self.rows.are_batched().then_some(self.rows_max),
             job_rows: self.metrics.job_rows(),
         })
     }
@@ -309,7 +306,9 @@ fn admit<'a>(
     let (lane, jobs) = lane(envelope, served)?;
     envelope.version.clone_from(&lane.version);
     let request = decode_request(&envelope.encoding, envelope.body.clone())?;
-    let content = fit(request, lane, &envelope.encoding)?;
+    // Once for the whole job, which must not be read in two ways.
+    let is_batched = lane.rows.are_batched();
+    let content = fit(request, lane, is_batched, &envelope.encoding)?;
     // Each row takes a byte at least, unless an axis is 0: then a small body could name any number of rows.
     if content.rows > envelope.body.len() {
         return Err(JobError::RowsWithoutData {
@@ -318,7 +317,7 @@ fn admit<'a>(
             bytes: envelope.body.len(),
         });
     }
-    let bytes = reply_bytes_min(&content, lane);
+    let bytes = reply_bytes_min(&content, lane, is_batched);
     if bytes > limits.body_bytes_max {
         return Err(JobError::ReplyTooLarge {
             bytes,
@@ -330,11 +329,11 @@ fn admit<'a>(
 
 /// The bytes that the outputs asked for will take at least, as far as the signature tells: a job of many small rows must
 /// not fill the memory with outputs that no reply could carry.
-fn reply_bytes_min(content: &Content, lane: &Lane) -> usize {
+fn reply_bytes_min(content: &Content, lane: &Lane, is_batched: bool) -> usize {
     let of = |wanted: &WantedOutput| {
         let spec = &lane.signature.outputs[wanted.index];
-        let rows = if lane.batching { content.rows } else { 1 };
-        let fixed = spec.shape.iter().skip(usize::from(lane.batching));
+        let rows = if is_batched { content.rows } else { 1 };
+        let fixed = spec.shape.iter().skip(usize::from(is_batched));
         let elements = fixed.fold(rows, |elements, dim| match dim {
             Dim::Fixed(size) => elements.saturating_mul(*size),
             Dim::Dynamic(_) => 0,
@@ -414,7 +413,7 @@ fn lane<'a>(envelope: &Envelope, served: &'a Served) -> Result<&'a (Arc<Lane>, S
 }
 
 /// Puts a request's inputs into the order of the signature and checks every shape.
-fn fit(mut request: Request, lane: &Lane, encoding: &Encoding) -> Result<Content, JobError> {
+fn fit(mut request: Request, lane: &Lane, is_batched: bool, encoding: &Encoding) -> Result<Content, JobError> {
     let takes = &lane.signature.inputs;
     if request.inputs.len() != takes.len() {
         return Err(JobError::InputCount {
@@ -439,7 +438,7 @@ fn fit(mut request: Request, lane: &Lane, encoding: &Encoding) -> Result<Content
     // As many inputs as slots, none twice: every slot is taken.
     let inputs: Vec<Tensor> = slots.into_iter().flatten().collect();
     Ok(Content {
-        rows: rows(&inputs, lane)?,
+        rows: rows(&inputs, is_batched)?,
         outputs,
         id: request.id,
         inputs,
@@ -505,12 +504,12 @@ fn texts(tensor: &Tensor) -> Result<(), JobError> {
 }
 
 /// Rows of a job: the first axis of all its inputs. A model that is not batched takes its input as one piece.
-fn rows(inputs: &[Tensor], lane: &Lane) -> Result<usize, JobError> {
+fn rows(inputs: &[Tensor], is_batched: bool) -> Result<usize, JobError> {
     let Some((first, others)) = inputs.split_first() else {
         return Ok(1);
     };
     let rows = first.shape.first().copied().unwrap_or(1);
-    if !lane.batching {
+    if !is_batched {
         return Ok(rows.max(1));
     }
     if rows == 0 {

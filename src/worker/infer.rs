@@ -17,7 +17,7 @@ use super::batch::{Batch, EngineSlot, Work};
 use super::decode::{Job, Lane};
 use super::hardware::Hardware;
 use super::isolate::{Isolated, Isolation};
-use super::outputs::{self, Run};
+use super::outputs::{self, Run, Share};
 use super::reply::{Answer, Outcome, Timing};
 use super::rows_limit::RowsLimit;
 use super::watch::{Stop, Watched};
@@ -147,11 +147,19 @@ impl Inference {
     /// # Errors
     /// The device is lost; the jobs are dropped unsettled and go back to the broker.
     pub(super) fn execute(&mut self, mut batch: Batch, answers: &mut Vec<Answer>) -> Result<(), String> {
-        if batch.jobs.len() > 1 && self.lane.batching && batch.rows > self.rows_limit.rows() {
+        // Once for the batch: another engine of the lane may withdraw it at any time.
+        let is_batched = self.lane.rows.are_batched();
+        if batch.jobs.len() > 1 && !is_batched {
+            return self.execute_all(singly(batch.jobs), answers);
+        }
+        if batch.jobs.len() > 1 && batch.rows > self.rows_limit.rows() {
             return self.execute_all(within(batch.jobs, self.rows_limit.rows()), answers);
         }
         let started = Instant::now();
-        match self.run_batch(&batch.jobs) {
+        match self.run_batch(&batch.jobs, is_batched) {
+            Ok(runs) if self.rows_are_wrong(&batch, is_batched, &runs) && (batch.jobs.len() > 1 || runs.len() > 1) => {
+                self.execute_all(singly(batch.jobs), answers)
+            }
             Ok(runs) => {
                 let infer = started.elapsed();
                 self.lane.metrics.ran(batch.rows, infer);
@@ -190,7 +198,32 @@ impl Inference {
         Ok(())
     }
 
-    fn run_batch(&mut self, jobs: &[Job]) -> Result<Vec<Run>, EngineError> {
+    /// Looks for an output that should have one row for each row of the inputs and has not. From the first one on every job of the lane is
+    /// run alone and answered with what comes.
+    fn rows_are_wrong(&self, batch: &Batch, is_batched: bool, runs: &[Run]) -> bool {
+        let lane = &*self.lane;
+        // Jobs of a lane that is not batched may have inputs that do not agree on the rows.
+        let agree = |job: &Job| job.inputs.iter().all(|input| input.shape.first() == Some(&job.rows));
+        if !is_batched && !(lane.rows.are_independent() && batch.jobs.iter().all(agree)) {
+            return false;
+        }
+        let Some(output) = runs.iter().find_map(|run| run.output_without_rows(lane)) else {
+            return false;
+        };
+        if lane.rows.withdraw() {
+            warn!(
+                model.name = %lane.model,
+                model.version = lane.version,
+                output = output.name,
+                shape = ?output.shape,
+                rows = output.rows,
+                "an output does not have one row for each row of the inputs; jobs of this model are not batched any more"
+            );
+        }
+        true
+    }
+
+    fn run_batch(&mut self, jobs: &[Job], is_batched: bool) -> Result<Vec<Run>, EngineError> {
         let apart = self.runs_apart(jobs) && self.isolate();
         let engine: &mut dyn Engine = match &mut self.isolated {
             Some(isolated) if apart => {
@@ -206,6 +239,7 @@ impl Inference {
             watched: &self.watched,
             run_max: self.run_max,
             lane: &self.lane,
+            is_batched,
             // A process of its own takes longer, and runs what says little of other jobs.
             fit: (!apart).then_some(&mut self.fit),
             limit: if apart { &mut other_limit } else { &mut self.rows_limit },
@@ -253,9 +287,11 @@ impl Inference {
     fn answer(&self, batch: Batch, runs: &[Run], started: Instant, infer: Duration, answers: &mut Vec<Answer>) {
         let mut first_row = 0;
         let batch_rows = batch.rows;
+        let is_whole = batch.jobs.len() == 1 && runs.len() == 1;
         for job in batch.jobs {
             let rows = first_row..first_row + job.rows;
             first_row = rows.end;
+            let share = if is_whole { Share::Whole } else { Share::Rows(rows) };
             let timing = Timing {
                 wait: started.saturating_duration_since(job.envelope.arrived),
                 infer,
@@ -264,12 +300,12 @@ impl Inference {
             self.lane.metrics.waited(timing.wait);
             answers.push(Answer {
                 outcome: match JobError::contain("writing the reply", || {
-                    outputs::encode(&job, runs, rows, self.reply_bytes_max)
+                    outputs::encode(&job, runs, &share, self.reply_bytes_max)
                 }) {
                     Ok(body) => Outcome::Result {
                         body,
                         timing,
-                        rows: self.lane.row_headers.holding(&job.outputs),
+                        rows: self.lane.rows.headers().holding(&job.outputs),
                     },
                     Err(error) => Outcome::Failure(error),
                 },
@@ -288,10 +324,14 @@ fn trace_run(batch: &mut Batch, began: Instant, ended: Instant) {
 /// The jobs of a failed batch, to be run again: in halves, or each alone where every failure costs a whole time limit.
 fn apart(mut jobs: Vec<Job>, error: &EngineError) -> Vec<Vec<Job>> {
     if let EngineError::Late(_) = error {
-        return jobs.into_iter().map(|job| vec![job]).collect();
+        return singly(jobs);
     }
     let back = jobs.split_off(jobs.len() / 2);
     vec![jobs, back]
+}
+
+fn singly(jobs: Vec<Job>) -> Vec<Vec<Job>> {
+    jobs.into_iter().map(|job| vec![job]).collect()
 }
 
 /// The jobs in their order, so many at a time that their rows are within the limit, as far as they can be.
@@ -317,6 +357,7 @@ struct Guarded<'a> {
     watched: &'a Watched,
     run_max: Duration,
     lane: &'a Lane,
+    is_batched: bool,
     fit: Option<&'a mut Fit>,
     limit: &'a mut RowsLimit,
 }
@@ -325,11 +366,11 @@ impl Guarded<'_> {
     /// Runs all rows of the jobs: at once, or a job that is bigger than a batch may be in slices.
     fn run_batch(&mut self, jobs: &[Job]) -> Result<Vec<Run>, EngineError> {
         let rows: usize = jobs.iter().map(|job| job.rows).sum();
-        let mut slice_rows = if self.lane.batching { self.limit.rows() } else { rows };
+        let mut slice_rows = if self.is_batched { self.limit.rows() } else { rows };
         loop {
             match self.run_slices(jobs, rows, slice_rows) {
                 // Only a job on its own is worth a smaller slice here; of several, each is first tried alone.
-                Err(EngineError::Memory(_)) if jobs.len() == 1 && self.lane.batching && slice_rows.min(rows) > 1 => {
+                Err(EngineError::Memory(_)) if jobs.len() == 1 && self.is_batched && slice_rows.min(rows) > 1 => {
                     slice_rows = slice_rows.min(rows) / 2;
                 }
                 Err(EngineError::Memory(reason)) if jobs.len() == 1 => {
@@ -342,7 +383,7 @@ impl Guarded<'_> {
     }
 
     fn run_slices(&mut self, jobs: &[Job], rows: usize, slice_rows: usize) -> Result<Vec<Run>, EngineError> {
-        if rows <= slice_rows || !self.lane.batching {
+        if rows <= slice_rows {
             let inputs = whole(jobs, self.lane, rows);
             return Ok(vec![self.run_once(&inputs, 0..rows)?]);
         }
@@ -368,7 +409,7 @@ impl Guarded<'_> {
                 self.lane.metrics.stopped.inc();
                 return Err(EngineError::Late(self.run_max));
             }
-            Err(EngineError::Memory(reason)) if self.lane.batching => {
+            Err(EngineError::Memory(reason)) if self.is_batched => {
                 self.limit.starved(rows.len());
                 return Err(EngineError::Memory(reason));
             }
@@ -395,7 +436,7 @@ fn whole<'a>(jobs: &'a [Job], lane: &Lane, rows: usize) -> Vec<Input<'a>> {
     (0..lane.signature.inputs.len())
         .map(|index| {
             let mut shape = jobs[0].inputs[index].shape.clone();
-            if lane.batching {
+            if jobs.len() > 1 {
                 shape[0] = rows;
             }
             let parts = jobs.iter().map(|job| &*job.inputs[index].data).collect();

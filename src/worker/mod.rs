@@ -13,6 +13,7 @@ pub mod flight;
 pub mod hardware;
 pub mod infer;
 pub mod isolate;
+pub mod lane_rows;
 pub mod load;
 pub mod message;
 pub mod onnx;
@@ -51,6 +52,7 @@ use self::consume::Consume;
 use self::decode::{Lane, Limits, Served};
 use self::infer::Inference;
 use self::isolate::Isolation;
+use self::lane_rows::LaneRows;
 use self::load::{LoadedModel, LoadedVersion};
 use self::message::Author;
 use self::plan::Plan;
@@ -62,7 +64,6 @@ use self::watch::{Patience, Watch, Watched};
 use crate::broker::link::{Link, Role, Supervisor};
 use crate::broker::topology::{Mismatch, Names};
 use crate::config::{Config, QueueType};
-use crate::model::batching::Batching;
 use crate::model::capacity::Estimate;
 use crate::telemetry::about::ServedVersion;
 use crate::telemetry::export::Traces;
@@ -368,8 +369,10 @@ impl Shared {
                 version: version.to_string(),
                 metrics: self.metrics.lane(&name, &version.to_string()),
                 signature: loaded.signature.clone(),
-                batching: loaded.rows.batching == Batching::Rows,
-                row_headers: RowHeaders::of(&loaded.rows, &loaded.signature),
+                rows: Arc::new(LaneRows::new(
+                    &loaded.rows.batching,
+                    RowHeaders::of(&loaded.rows, &loaded.signature),
+                )),
                 rows_max: loaded.rows_max,
                 engines: loaded.engines.len().min(self.threads),
                 capacity: Arc::new(Estimate::new(loaded.fit.capacity())),
@@ -381,7 +384,7 @@ impl Shared {
             lane.metrics.rows_limit.set(lane.rows_max as i64);
             let (jobs, jobs_receiver) = mpsc::channel(usize::from(self.config.broker.prefetch));
             let (idle, idle_receiver) = mpsc::channel(loaded.engines.len());
-            let batcher = Batcher::new(lane.rows_max, lane.batching, lane.capacity.clone());
+            let batcher = Batcher::new(lane.rows_max, lane.rows.clone(), lane.capacity.clone());
             let linger = self.config.batch.linger;
             let seat = match &self.turns {
                 Some(turns) => turns.seat(loaded.engines.len()),

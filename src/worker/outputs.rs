@@ -16,8 +16,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// Whether every output is there, as long as its shape says, and has a row for each input row, so that rows can go
-    /// back to their jobs.
+    /// Checks that every output is there, and as long as its shape says.
     ///
     /// # Errors
     /// The engine gave something else than the model's signature promises.
@@ -32,12 +31,6 @@ impl Run {
         }
         for (output, spec) in self.outputs.iter().zip(specs) {
             let (name, shape) = (&spec.name, &output.shape);
-            if lane.batching && shape.first() != Some(&self.rows.len()) {
-                return Err(EngineError::Run(format!(
-                    "output `{name}` has shape {shape:?} for {} rows",
-                    self.rows.len()
-                )));
-            }
             let bytes = output.bytes().len();
             if !holds(output, spec.datatype) {
                 return Err(EngineError::Run(format!(
@@ -48,6 +41,35 @@ impl Run {
         }
         Ok(())
     }
+
+    /// The first output without one row for each row of the inputs; without any, rows can go back to their jobs.
+    pub fn output_without_rows<'a>(&'a self, lane: &'a Lane) -> Option<OutputWithoutRows<'a>> {
+        let rows = self.rows.len();
+        let mut outputs = self.outputs.iter().zip(&lane.signature.outputs);
+        let (output, spec) = outputs.find(|(output, _)| output.shape.first() != Some(&rows))?;
+        Some(OutputWithoutRows {
+            name: &spec.name,
+            shape: &output.shape,
+            rows,
+        })
+    }
+}
+
+/// An output that does not have one row for each row of the inputs.
+#[derive(Debug, PartialEq, Eq)]
+pub struct OutputWithoutRows<'a> {
+    pub name: &'a str,
+    pub shape: &'a [usize],
+    pub rows: usize,
+}
+
+/// The part of a batch's outputs that belongs to a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Share {
+    /// All of the only run, whatever came.
+    Whole,
+    /// These rows of the batch.
+    Rows(Range<usize>),
 }
 
 fn holds(output: &Output, datatype: Datatype) -> bool {
@@ -60,11 +82,11 @@ fn holds(output: &Output, datatype: Datatype) -> bool {
     }
 }
 
-/// Encodes the reply of one job, whose rows are `rows` of the batch that `runs` computed.
+/// Encodes the reply of one job, which gets its `share` of what `runs` computed.
 ///
 /// # Errors
 /// The reply would be bigger than a message may be.
-pub fn encode(job: &Job, runs: &[Run], rows: Range<usize>, bytes_max: usize) -> Result<Encoded, JobError> {
+pub fn encode(job: &Job, runs: &[Run], share: &Share, bytes_max: usize) -> Result<Encoded, JobError> {
     let lane = &job.lane;
     let mut shapes = Vec::with_capacity(job.outputs.len());
     let mut parts = Vec::with_capacity(job.outputs.len());
@@ -80,10 +102,10 @@ pub fn encode(job: &Job, runs: &[Run], rows: Range<usize>, bytes_max: usize) -> 
                     lane.signature.outputs[wanted.index].name
                 )));
             }
-            if !lane.batching {
+            let Share::Rows(rows) = share else {
                 pieces.push(output.bytes());
                 continue;
-            }
+            };
             let overlap = rows.start.max(run.rows.start)..rows.end.min(run.rows.end);
             if overlap.is_empty() {
                 continue;
@@ -91,7 +113,7 @@ pub fn encode(job: &Job, runs: &[Run], rows: Range<usize>, bytes_max: usize) -> 
             let within = overlap.start - run.rows.start..overlap.end - run.rows.start;
             pieces.push(&output.bytes()[rows_range(output.bytes(), datatype, &output.shape, &within)]);
         }
-        if lane.batching {
+        if let Share::Rows(rows) = share {
             shape[0] = rows.len();
         }
         shapes.push(shape);
@@ -162,11 +184,6 @@ mod tests {
         for (run, text) in [
             (none, "0 outputs came, the model has 1"),
             (
-                run(&[3, 2], f32_bytes([0.0; 6])),
-                "output `y` has shape [3, 2] for 2 rows",
-            ),
-            (run(&[], f32_bytes([0.0])), "output `y` has shape [] for 2 rows"),
-            (
                 run(&[2, 2], vec![0; 15]),
                 "output `y` has shape [2, 2] of FP32 in 15 bytes",
             ),
@@ -174,6 +191,18 @@ mod tests {
         ] {
             let fault = fault(&run, &jobs.lane);
             assert!(fault.contains(text), "{fault}");
+        }
+    }
+
+    #[test]
+    fn an_output_without_one_row_a_row_is_named() {
+        let jobs = Jobs::new();
+
+        assert_eq!(run(&[2, 2], Vec::new()).output_without_rows(&jobs.lane), None);
+        for shape in [&[][..], &[0, 2], &[3, 2]] {
+            let run = run(shape, Vec::new());
+            let found = run.output_without_rows(&jobs.lane).unwrap();
+            assert_eq!((found.name, found.shape, found.rows), ("y", shape, 2));
         }
     }
 

@@ -12,12 +12,14 @@ use tokio::time::Instant;
 use super::coalesce::Hurry;
 use super::consume::Delivery;
 use super::decode::{Envelope, Job, Lane, Limits, Served, WantedOutput};
+use super::lane_rows::LaneRows;
 use super::message::Author;
 use super::plan::Plan;
 use super::row_headers::RowHeaders;
 use super::settle::{Receipts, Settler, Verdict, generation};
 use crate::broker::topology::Names;
 use crate::config::Unroutable;
+use crate::model::batching::Batching;
 use crate::model::signature::Signature;
 use crate::model::test_engine::spec;
 use crate::telemetry::metrics::{Metrics, ReceiptMetrics};
@@ -49,8 +51,7 @@ impl Jobs {
             model: "pair".into(),
             version: "1".to_owned(),
             signature,
-            batching: true,
-            row_headers: RowHeaders::independent(),
+            rows: batched(),
             rows_max: 4,
             engines: 1,
             capacity: Arc::default(),
@@ -147,6 +148,17 @@ pub fn plan(jobs: &Jobs) -> Plan {
         unroutable: Unroutable::DeadLetter,
         metrics: jobs.metrics.reply.clone(),
     }
+}
+
+/// Nothing is known of these rows, and they are not batched.
+pub fn not_batched() -> Arc<LaneRows> {
+    let reason = "on purpose".to_owned();
+    Arc::new(LaneRows::new(&Batching::Off { reason }, RowHeaders::unknown()))
+}
+
+/// These rows are batched.
+pub fn batched() -> Arc<LaneRows> {
+    Arc::new(LaneRows::new(&Batching::Rows, RowHeaders::independent()))
 }
 
 /// What tells jobs apart in tests.

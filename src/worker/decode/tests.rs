@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::super::testing::{Jobs, LIMITS, headers, text};
+use super::super::testing::{Jobs, LIMITS, headers, not_batched, text};
 use super::*;
 use crate::model::test_engine::spec;
 use crate::wire::status::Status;
@@ -487,12 +487,21 @@ fn a_job_has_rows_and_the_same_of_every_input() {
 #[test]
 fn a_model_that_is_not_batched_takes_its_inputs_as_they_are() {
     let mut jobs = two_inputs();
-    jobs.lane_mut().batching = false;
+    jobs.lane_mut().rows = not_batched();
     let five = r#"{"name":"n","shape":[5],"data":[1,2,3,4,5]}"#;
 
     assert_eq!(decode_body(&jobs, &inputs(&[X, five])).rows, 1);
     let empty = r#"{"name":"x","shape":[0,2],"data":[]}"#;
     assert_eq!(decode_body(&jobs, &inputs(&[empty, N])).rows, 1);
+}
+
+#[test]
+fn a_lane_whose_rows_were_misjudged_takes_inputs_as_they_are() {
+    let jobs = two_inputs();
+    jobs.lane.rows.withdraw();
+    let five = r#"{"name":"n","shape":[5],"data":[1,2,3,4,5]}"#;
+
+    assert_eq!(decode_body(&jobs, &inputs(&[X, five])).rows, 1);
 }
 
 #[test]

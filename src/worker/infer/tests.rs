@@ -6,13 +6,17 @@ use tokio::sync::mpsc::{self, Receiver};
 use tokio_util::sync::CancellationToken;
 
 use super::super::batch::Batcher;
-use super::super::testing::Jobs;
+use super::super::lane_rows::LaneRows;
+use super::super::row_headers::RowHeaders;
+use super::super::testing::{Jobs, not_batched};
 use super::super::turns::Turn;
 use super::super::watch::{Patience, Watch};
 use super::*;
+use crate::model::batching::Batching;
 use crate::model::capacity::Fit;
 use crate::model::signature::Signature;
 use crate::model::test_engine::{Array, TestEngine, spec};
+use crate::wire::rows::RowRelation;
 use crate::wire::status::Status;
 use crate::wire::tensor::{Datatype, Tensor, push_bytes_element};
 
@@ -214,7 +218,9 @@ fn jobs_that_are_too_many_for_the_memory_are_run_apart_before_any_is_sliced() {
 fn a_single_row_that_finds_no_memory_is_left_to_another_worker() {
     for batching in [true, false] {
         let mut jobs = Jobs::new();
-        jobs.lane_mut().batching = batching;
+        if !batching {
+            jobs.lane_mut().rows = not_batched();
+        }
         let mut rig = rig(&jobs, |_| Err(EngineError::Memory("no room".to_owned())));
 
         let answers = rig.run(vec![job(&jobs, 7, 1)]);
@@ -248,15 +254,134 @@ fn a_panic_of_the_engine_costs_one_job_its_answer() {
     );
 }
 
-#[test]
-fn an_output_without_a_row_for_each_input_row_is_an_error_and_no_panic() {
-    let jobs = with_rows_max(4);
-    let mut rig = rig(&jobs, |_| Ok(vec![Array::f32(&[1, 2], [0.0, 0.0])]));
+/// Gives the rows whose second element is not 0: what a job's own rows would be without the first of each.
+fn drop_first_rows(inputs: &[Array]) -> Given {
+    let kept: Vec<_> = inputs[0].rows().into_iter().filter(|row| row[1] != 0.0).collect();
+    Ok(vec![Array::f32(&[kept.len(), 2], kept.concat())])
+}
 
+/// What a job gets from it.
+fn without_first_row(id: u64, rows: usize) -> Reply {
+    let values = (1..rows).flat_map(|row| [id as f64, row as f64]);
+    Ok(serde_json::json!([values.collect::<Vec<_>>()]))
+}
+
+#[test]
+fn jobs_of_a_batch_without_one_row_a_row_are_run_alone() {
+    let jobs = with_rows_max(64);
+    let mut rig = rig(&jobs, drop_first_rows);
+
+    let answers = rig.run((1..=3).map(|id| job(&jobs, id, 2)).collect());
+
+    assert_eq!(answers, [1, 2, 3].map(|id| (id, without_first_row(id, 2))));
+    assert_eq!(rig.runs(), [6, 2, 2, 2]);
+}
+
+#[test]
+fn a_lane_whose_rows_were_misjudged_is_never_batched_again() {
+    let jobs = with_rows_max(64);
+    let mut rig = rig(&jobs, |inputs| match inputs[0].rows()[0][0] {
+        0.0 => drop_first_rows(inputs),
+        _ => echo(inputs),
+    });
+
+    rig.run(vec![job(&jobs, 0, 2)]);
+    // Closed before, and run after.
     let answers = rig.run(vec![job(&jobs, 1, 2), job(&jobs, 2, 1)]);
 
-    assert_eq!(answers[0], (1, internal("output `y` has shape [1, 2] for 2 rows")));
-    assert!(answers[1].1.is_ok());
+    assert_eq!(answers, [(1, own_rows(1, 2)), (2, own_rows(2, 1))]);
+    assert_eq!(rig.runs(), [2, 2, 1]);
+    assert!(!jobs.lane.rows.are_batched());
+}
+
+#[test]
+fn a_job_alone_without_one_row_a_row_is_answered_with_what_came() {
+    let jobs = with_rows_max(4);
+    let mut rig = rig(&jobs, |_| Ok(vec![Array::f32(&[0, 2], [])]));
+
+    let answers = rig.run(vec![job(&jobs, 7, 1)]);
+
+    assert_eq!(answers, [(7, Ok(serde_json::json!([[]])))]);
+    assert_eq!(rig.runs(), [1]);
+}
+
+#[test]
+fn a_job_in_slices_without_one_row_a_row_is_run_once_more_whole() {
+    let jobs = with_rows_max(4);
+    let mut rig = rig(&jobs, drop_first_rows);
+
+    let answers = rig.run(vec![job(&jobs, 7, 6)]);
+
+    assert_eq!(answers, [(7, without_first_row(7, 6))]);
+    assert_eq!(rig.runs(), [4, 2, 6]);
+}
+
+#[test]
+fn a_result_says_unknown_from_the_run_that_shows_it_on() {
+    let jobs = with_rows_max(4);
+    let mut rig = rig(&jobs, drop_first_rows);
+    let relation_told = |answers: Vec<Answer>| match &answers[0].outcome {
+        Outcome::Result { rows, .. } => rows.relation(),
+        Outcome::Failure(error) => panic!("{error}"),
+    };
+
+    let mut told = Vec::new();
+    for first in [1.0, 0.0, 1.0] {
+        let x = Tensor::fp32("x", &[1, 2], &[7.0, first]);
+        let mut answers = Vec::new();
+        rig.inference
+            .execute(batch(vec![jobs.job_with(7, vec![x])]), &mut answers)
+            .unwrap();
+        told.push(relation_told(answers));
+    }
+
+    assert_eq!(
+        told,
+        [RowRelation::Independent, RowRelation::Unknown, RowRelation::Unknown]
+    );
+}
+
+#[test]
+fn rows_that_another_engine_found_misjudged_meanwhile_are_not_cut_up() {
+    let jobs = with_rows_max(64);
+    let lane_rows = jobs.lane.rows.clone();
+    let mut rig = rig(&jobs, move |inputs| {
+        lane_rows.withdraw();
+        drop_first_rows(inputs)
+    });
+
+    let answers = rig.run(vec![job(&jobs, 1, 2), job(&jobs, 2, 3)]);
+
+    assert_eq!(answers, [(1, without_first_row(1, 2)), (2, without_first_row(2, 3))]);
+}
+
+#[test]
+fn an_independent_model_that_is_not_batched_is_held_to_its_rows_as_well() {
+    let mut jobs = Jobs::new();
+    let off = Batching::Off {
+        reason: "model.toml says batching = false".to_owned(),
+    };
+    jobs.lane_mut().rows = Arc::new(LaneRows::new(&off, RowHeaders::independent()));
+    let mut rig = rig(&jobs, drop_first_rows);
+
+    let answers = rig.run(vec![job(&jobs, 1, 2)]);
+
+    assert_eq!(answers, [(1, without_first_row(1, 2))]);
+    assert!(!jobs.lane.rows.are_independent());
+}
+
+#[test]
+fn too_few_bytes_for_a_shape_stay_an_error() {
+    let jobs = with_rows_max(4);
+    let mut rig = rig(&jobs, |_| Ok(vec![Array::f32(&[0, 2], [1.0])]));
+
+    let answers = rig.run(vec![job(&jobs, 1, 1)]);
+
+    assert_eq!(
+        answers,
+        [(1, internal("output `y` has shape [0, 2] of FP32 in 4 bytes"))]
+    );
+    assert!(jobs.lane.rows.are_batched());
 }
 
 #[test]
@@ -276,7 +401,7 @@ fn slices_that_give_outputs_of_other_widths_are_an_error() {
 #[test]
 fn a_model_that_is_not_batched_takes_and_gives_what_it_likes() {
     let mut jobs = Jobs::new();
-    jobs.lane_mut().batching = false;
+    jobs.lane_mut().rows = not_batched();
     let mut rig = rig(&jobs, |inputs| Ok(vec![Array::f32(&[], [inputs[0].shape[0] as f32])]));
 
     let answers = rig.run(vec![job(&jobs, 1, 9)]);
@@ -578,7 +703,7 @@ proptest! {
         let jobs = with_rows_max(rows_max);
         let culprit = |id: u64| sizes[id as usize].2 == 0;
         let mut rig = rig(&jobs, fail_on((0..sizes.len() as u64).filter(|id| culprit(*id)).collect()));
-        let mut batcher = Batcher::new(rows_max, true, Arc::default());
+        let mut batcher = Batcher::new(rows_max, jobs.lane.rows.clone(), Arc::default());
         for (id, (rows, redelivered, _)) in sizes.iter().enumerate() {
             let mut job = job(&jobs, id as u64, *rows);
             job.envelope.redelivered = *redelivered;

@@ -18,6 +18,7 @@ use super::super::consume::Delivery;
 use super::super::decode::{Envelope, Job, Lane, Limits, Moment, Served, decode_at, header};
 use super::super::hardware::Hardware;
 use super::super::infer::{Engine, Inference};
+use super::super::lane_rows::LaneRows;
 use super::super::message::{Author, Message};
 use super::super::plan::{Fate, Next, Parcel, Parcels, Plan};
 use super::super::reply::Answer;
@@ -37,6 +38,7 @@ use super::oracle::{AttemptNumber, Checked, ISOLATED_AFTER, Oracle};
 use super::schedule::{BODY_BYTES_MAX, Kind, ReplyTo, Setting};
 use crate::broker::backoff::Backoff;
 use crate::broker::topology::Names;
+use crate::model::batching::Batching;
 use crate::model::capacity::{Estimate, Fit};
 use crate::telemetry::metrics::Metrics;
 
@@ -86,8 +88,7 @@ impl Worker {
             model: MODEL.into(),
             version: "1".to_owned(),
             signature: engine.signature().clone(),
-            batching: true,
-            row_headers: RowHeaders::independent(),
+            rows: Arc::new(LaneRows::new(&Batching::Rows, RowHeaders::independent())),
             rows_max: setting.rows_max,
             engines: 1,
             capacity: Arc::default(),
@@ -108,7 +109,7 @@ impl Worker {
                 traces: None,
             },
             lane: lane_receiver,
-            batcher: batcher(setting, mutant),
+            batcher: batcher(setting, lane.rows.clone(), mutant),
             running: None,
             inference: Inference {
                 engine: Box::new(engine),
@@ -517,7 +518,7 @@ impl Worker {
         }
         if self.has(Mutant::DrainDropsBatch) {
             while self.lane.try_recv().is_ok() {}
-            self.batcher = batcher(&self.setting, self.mutant);
+            self.batcher = batcher(&self.setting, self.inference.lane.rows.clone(), self.mutant);
         }
     }
 
@@ -560,9 +561,9 @@ impl Worker {
 }
 
 /// What runs take is drawn with the schedule: the clock of the machine has no place in it.
-fn batcher(setting: &Setting, mutant: Option<Mutant>) -> Batcher {
+fn batcher(setting: &Setting, rows: Arc<LaneRows>, mutant: Option<Mutant>) -> Batcher {
     let capacity = setting.capacity.filter(|_| mutant != Some(Mutant::EstimateIgnored));
-    Batcher::new(setting.rows_max, true, Arc::new(Estimate::new(capacity)))
+    Batcher::new(setting.rows_max, rows, Arc::new(Estimate::new(capacity)))
 }
 
 /// The attempt that an envelope belongs to.
