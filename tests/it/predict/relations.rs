@@ -1,10 +1,14 @@
 //! Models whose rows do not stay apart, or whose outputs are not one row for each row of a job.
 
+use std::process::{Output, Stdio};
+
 use ndarray::{Array2, Array3, arr2};
 use ndarray_npy::{NpzWriter, read_npy, write_npy};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
 
 use super::{Desk, rows, stderr, write_rows};
+use crate::support::{Worker, eventually, test_models, within};
 
 /// The outputs of each row of a file of JSON lines.
 fn outputs(desk: &Desk, name: &str) -> Vec<Value> {
@@ -170,4 +174,73 @@ async fn a_whole_file_goes_as_one_job_if_the_user_says_so() {
         "{}",
         stderr(&wrong)
     );
+}
+
+/// Starts a worker that serves version `version` of `m`, which is the test model `model`.
+async fn serving(desk: &Desk, model: &str, version: u32) -> Worker {
+    let repository = desk.folder.path().join(format!("models-{version}"));
+    let folder = repository.join(format!("m/{version}"));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    std::fs::copy(
+        test_models().join(model).join("1/model.onnx"),
+        folder.join("model.onnx"),
+    )
+    .expect("a model");
+    desk.scene.worker("m").repository(&repository).start().await
+}
+
+/// Predicts 556 rows `[r, r]` into `y.csv`: 256 are answered by the square root, the others by `model` in its place.
+async fn replaced_by(desk: &Desk, model: &str) -> Output {
+    let lines = |rows: std::ops::Range<u16>| rows.map(|row| format!("[{row}, {row}]\n")).collect::<String>();
+    let before = serving(desk, "nan", 1).await;
+    let mut child = desk
+        .command("--model m --input - --input-format jsonl --output y.csv")
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the inferq binary starts");
+    let mut stdin = child.stdin.take().expect("piped");
+    stdin.write_all(lines(0..256).as_bytes()).await.expect("it reads");
+    eventually("the first answer", || async {
+        (before.metrics().await.sum("inferq_replies_total")? > 0.0).then_some(())
+    })
+    .await;
+    before.drain().await;
+    let _after = serving(desk, model, 2).await;
+    stdin.write_all(lines(256..556).as_bytes()).await.expect("it reads");
+    drop(stdin);
+    within("predict to end", child.wait_with_output())
+        .await
+        .expect("our child")
+}
+
+#[tokio::test]
+async fn a_new_version_that_says_less_of_rows_is_sent_row_by_row() {
+    let desk = Desk::new();
+
+    let output = replaced_by(&desk, "constant-output").await;
+
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("556 rows in 301 jobs, 0 rows failed"), "{said}");
+    assert_eq!(said.matches("every row is a job of its own").count(), 1, "{said}");
+    let text = desk.read("y.csv");
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(
+        (lines.len(), lines[1 + 225], lines[1 + 256]),
+        (557, "15.0,15.0", "512.0,512.0")
+    );
+    assert_eq!(lines[1 + 555], "1110.0,1110.0");
+}
+
+#[tokio::test]
+async fn a_new_version_that_couples_rows_ends_the_run() {
+    let desk = Desk::new();
+
+    let output = replaced_by(&desk, "coupled").await;
+
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("the rows of model `m` depend on each other"), "{said}");
+    assert_eq!(desk.names(), ["models-1", "models-2"]);
 }
