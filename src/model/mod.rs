@@ -9,6 +9,7 @@ pub mod golden;
 mod probe_rows;
 pub mod proof;
 pub mod repository;
+mod row_trial;
 pub mod rows;
 pub mod settings;
 pub mod signature;

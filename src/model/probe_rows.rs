@@ -16,8 +16,21 @@ pub(super) fn candidates(signature: &Signature, golden: Option<&Golden>) -> impl
     let sizes = if has_inner { &INNER_SIZES[..] } else { &INNER_SIZES[..1] };
     let forms = sizes
         .iter()
-        .flat_map(|size| SCALES.map(|scale| Form { size: *size, scale }));
-    let generated = forms.filter_map(|form| ProbeRows::generated(signature, form));
+        .flat_map(|size| SCALES.map(|scale| Form::new(*size, scale)));
+    // A table of two entries refuses a 2. Of one number there are only two such rows, so longer ones come first.
+    let has_whole = signature.inputs.iter().any(|spec| is_whole(spec.datatype));
+    let sizes = if has_whole { sizes } else { &[] };
+    let has_other = signature.inputs.iter().any(|spec| !is_whole(spec.datatype));
+    let scales = if has_other { &SCALES[..] } else { &SCALES[..1] };
+    let binary = sizes.iter().rev().flat_map(move |size| {
+        scales.iter().map(|scale| Form {
+            is_binary: true,
+            ..Form::new(*size, *scale)
+        })
+    });
+    let generated = forms
+        .chain(binary)
+        .filter_map(|form| ProbeRows::generated(signature, form));
     recorded.into_iter().chain(generated)
 }
 
@@ -34,6 +47,115 @@ pub(super) struct Form {
     pub(super) size: usize,
     /// Times the values; at most 60, so that the largest fits an `INT8`.
     pub(super) scale: u8,
+    /// Whether whole numbers are 0 and 1, whatever the scale.
+    pub(super) is_binary: bool,
+}
+
+impl Form {
+    pub(super) fn new(size: usize, scale: u8) -> Self {
+        Self {
+            size,
+            scale,
+            is_binary: false,
+        }
+    }
+}
+
+/// One row of every input, in the order of the signature.
+pub(super) type Row = Vec<Vec<u8>>;
+
+/// Another scale for the values of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Floats a fiftieth, whole numbers 1 at the most.
+    Dim,
+    /// So many times as large; whole numbers no larger than their datatype holds.
+    Times(u16),
+    /// Floats only.
+    NotANumber,
+    /// Floats only.
+    Infinite,
+}
+
+impl Change {
+    /// Company that a row is tried in.
+    pub(super) const NEIGHBOURS: [Self; 4] = [Self::Times(50), Self::Times(10_000), Self::NotANumber, Self::Infinite];
+
+    fn float(self, value: f64) -> f64 {
+        match self {
+            Self::Dim => value / 50.0,
+            Self::Times(times) => value * f64::from(times),
+            Self::NotANumber => f64::NAN,
+            Self::Infinite => f64::INFINITY,
+        }
+    }
+
+    fn whole(self, value: i128) -> i128 {
+        match self {
+            Self::Dim => value.min(1),
+            Self::Times(times) => value.saturating_mul(times.into()),
+            Self::NotANumber | Self::Infinite => value,
+        }
+    }
+
+    fn apply(self, datatype: Datatype, data: &[u8], floats_only: bool) -> Vec<u8> {
+        if is_whole(datatype) && floats_only {
+            return data.to_vec();
+        }
+        macro_rules! changed {
+            (float $type:ty, $to:expr, $from:expr) => {
+                data.chunks_exact(size_of::<$type>())
+                    .flat_map(|bytes| $from(self.float($to(<$type>::from_le_bytes(array(bytes))))).to_le_bytes())
+                    .collect()
+            };
+            (whole $type:ty) => {
+                data.chunks_exact(size_of::<$type>())
+                    .flat_map(|bytes| {
+                        let value = self.whole(<$type>::from_le_bytes(array(bytes)).into());
+                        // Clamped to what the datatype holds.
+                        (value.clamp(<$type>::MIN.into(), <$type>::MAX.into()) as $type).to_le_bytes()
+                    })
+                    .collect()
+            };
+        }
+        match datatype {
+            Datatype::Bool | Datatype::Bytes => data.to_vec(),
+            Datatype::Fp16 => changed!(float half::f16, half::f16::to_f64, half::f16::from_f64),
+            Datatype::Bf16 => changed!(float half::bf16, half::bf16::to_f64, half::bf16::from_f64),
+            Datatype::Fp32 => changed!(float f32, f64::from, |value| value as f32),
+            Datatype::Fp64 => changed!(float f64, f64::from, f64::from),
+            Datatype::Uint8 => changed!(whole u8),
+            Datatype::Uint16 => changed!(whole u16),
+            Datatype::Uint32 => changed!(whole u32),
+            Datatype::Uint64 => changed!(whole u64),
+            Datatype::Int8 => changed!(whole i8),
+            Datatype::Int16 => changed!(whole i16),
+            Datatype::Int32 => changed!(whole i32),
+            Datatype::Int64 => changed!(whole i64),
+        }
+    }
+}
+
+/// The bytes of one element; `chunks_exact` gives no other number of them.
+fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    let mut array = [0; N];
+    array.copy_from_slice(bytes);
+    array
+}
+
+fn is_whole(datatype: Datatype) -> bool {
+    match datatype {
+        Datatype::Uint8
+        | Datatype::Uint16
+        | Datatype::Uint32
+        | Datatype::Uint64
+        | Datatype::Int8
+        | Datatype::Int16
+        | Datatype::Int32
+        | Datatype::Int64 => true,
+        Datatype::Bool | Datatype::Bytes => false,
+        Datatype::Fp16 | Datatype::Bf16 | Datatype::Fp32 | Datatype::Fp64 => false,
+    }
 }
 
 struct InputRows {
@@ -83,6 +205,31 @@ impl ProbeRows {
     /// One row, as the inputs of a run.
     pub(super) fn single(&self, row: usize) -> Vec<Input<'_>> {
         self.inputs.iter().map(|input| input.run(row..=row)).collect()
+    }
+
+    pub(super) fn row(&self, row: usize) -> Row {
+        self.inputs.iter().map(|input| input.rows[row].clone()).collect()
+    }
+
+    /// A row at another scale; `None` if that changes nothing.
+    pub(super) fn changed(&self, signature: &Signature, row: usize, change: Change, floats_only: bool) -> Option<Row> {
+        let inputs = self.inputs.iter().zip(&signature.inputs);
+        let changed: Row = inputs
+            .map(|(input, spec)| change.apply(spec.datatype, &input.rows[row], floats_only))
+            .collect();
+        (changed != self.row(row)).then_some(changed)
+    }
+
+    /// Other rows of the same shape.
+    pub(super) fn with_rows(&self, rows: [Row; ROWS]) -> Self {
+        let inputs = self.inputs.iter().enumerate();
+        let inputs = inputs.map(|(at, input)| InputRows {
+            shape: input.shape.clone(),
+            rows: rows.iter().map(|row| row[at].clone()).collect(),
+        });
+        Self {
+            inputs: inputs.collect(),
+        }
     }
 
     /// The first row, as often as it takes to fill an axis of fixed size; `None` if that takes too much memory.
@@ -140,7 +287,7 @@ impl InputRows {
         let row = |row: usize| {
             let mut data = Vec::new();
             for element in 0..elements {
-                push(spec.datatype, form.scale, [input, row, element], &mut data);
+                push(spec.datatype, form, [input, row, element], &mut data);
             }
             data
         };
@@ -172,13 +319,16 @@ fn joined(datatype: Datatype, elements: &[&[u8]]) -> Vec<u8> {
 
 /// Appends a value that differs from row to row and from element to element, given input, row and element.
 ///
-/// Whole numbers are 0, 1 and 2, because they are often indices into a table whose size the signature does not tell.
+/// Whole numbers are 0, 1 and 2, because they are often indices into a table whose size the signature does not tell, or 0 and 1:
+/// then the rows of two elements are `1 0`, `0 1` and `1 1`.
 /// Floats are between -1 and 1, and in no simple relation, so that neither a mean nor a sum of them coincides.
-fn push(datatype: Datatype, scale: u8, [input, row, element]: [usize; 3], data: &mut Vec<u8>) {
+fn push(datatype: Datatype, form: Form, [input, row, element]: [usize; 3], data: &mut Vec<u8>) {
     let whole = ((input + row + element) % ROWS) as u8;
     // The golden ratio's multiples spread evenly over [0, 1) and never repeat.
     let spread = ((element * ROWS + row + 1 + 7 * input) as f64 * 0.618_033_988_749_895).fract() * 2.0 - 1.0;
-    let (scaled, spread) = (whole * scale, spread * f64::from(scale));
+    let binary = ((row + 1) >> ((input + element) % 2) & 1) as u8;
+    let scaled = if form.is_binary { binary } else { whole * form.scale };
+    let spread = spread * f64::from(form.scale);
     match datatype {
         Datatype::Bool => data.push(whole % 2),
         Datatype::Fp16 => data.extend(half::f16::from_f64(spread).to_le_bytes()),

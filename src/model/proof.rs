@@ -43,7 +43,7 @@ pub fn prove(engine: &mut dyn Engine, files: &VersionFiles, settings: &Settings)
 /// Runs one made-up row, for what is seen while a model runs. Whether it succeeds says nothing of the model.
 pub fn run_a_row(engine: &mut dyn Engine) {
     let signature = engine.signature().clone();
-    let Some(rows) = ProbeRows::generated(&signature, Form { size: 1, scale: 1 }) else {
+    let Some(rows) = ProbeRows::generated(&signature, Form::new(1, 1)) else {
         return;
     };
     if let Some(inputs) = rows.filling(&signature)

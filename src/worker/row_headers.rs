@@ -82,7 +82,7 @@ fn text(value: &str) -> AMQPValue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::batching::Batching;
+    use crate::model::batching::{Batching, DecidedBy};
     use crate::model::rows::RowsVerdict;
     use crate::model::test_engine::spec;
     use crate::wire::tensor::Datatype;
@@ -96,6 +96,8 @@ mod tests {
         let report = RowsReport {
             proof: RowsVerdict::Independent,
             relation,
+            decided_by: DecidedBy::Graph,
+            reason: None,
             row_outputs: row_outputs.into(),
             batching: Batching::Rows,
         };
