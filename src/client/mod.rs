@@ -507,7 +507,7 @@ pub enum CallError {
     TooLong { what: &'static str, bytes: usize },
     #[error("lost the broker: {0}")]
     Lost(String),
-    /// Of [`Client::scatter`] only.
+    /// Only [`Client::scatter`] ends so.
     #[error(transparent)]
     Scatter(#[from] ScatterError),
 }

@@ -46,6 +46,28 @@ impl Ended {
     fn relation(&self) -> Option<RowRelation> {
         self.answer.as_ref().ok()?.rows
     }
+
+    fn status(&self) -> Option<Status> {
+        self.answer.as_ref().err()?.status()
+    }
+
+    /// True of a failure that a single row may not meet: the first axis of a model may be fixed, or so may be what a node makes
+    /// of it.
+    fn may_be_too_many(&self) -> bool {
+        matches!(self.status(), Some(Status::InvalidArgument | Status::Internal))
+    }
+
+    /// Decides for a first block and its first row `alone` whether all rows go one by one.
+    fn is_worse_than(&self, alone: &Self) -> bool {
+        match (&self.answer, &alone.answer) {
+            // An answer that is tried again may be wrong.
+            (Ok(_), _) => true,
+            (Err(_), Err(_)) => false,
+            (Err(_), Ok(_)) if self.status() == Some(Status::InvalidArgument) => true,
+            // Of independent rows one alone has failed, and costs no more than its own job.
+            (Err(_), Ok(_)) => matches!(alone.relation(), Some(RowRelation::Unknown | RowRelation::Coupled)),
+        }
+    }
 }
 
 impl<'a> Sender<'a> {
@@ -100,32 +122,31 @@ impl<'a> Sender<'a> {
     }
 
     /// Sends the first block by itself: what is wrong with it is wrong with all, and what its answer says of rows is true of
-    /// all. A model whose first axis is fixed refuses many rows; if it takes one, that is how the others go as well.
+    /// all. Its first row is tried alone where the answer leaves open how rows relate, or there is none.
     async fn first(&self, rows: &mut Rows, mut block: Block) -> Ended {
         let whole = Ended {
             rows: block.rows(),
             keys: block.keys.clone(),
             answer: self.call(block.inputs.clone()).await,
         };
-        let is_open = self.is_open(&whole);
-        let may_be_too_many = self.args.rows_per_job.is_none()
-            && matches!(&whole.answer, Err(error) if error.status() == Some(Status::InvalidArgument));
-        if !is_open && !may_be_too_many {
+        let may_be_better = self.is_open(&whole) || whole.may_be_too_many();
+        if self.args.rows_per_job.is_some() || !may_be_better {
             return whole;
         }
         let Some(rest) = block.split_off(1) else {
             return whole;
         };
         let answer = self.call(block.inputs.clone()).await;
-        if !is_open && answer.is_err() {
+        let alone = Ended::of(block, answer);
+        if !whole.is_worse_than(&alone) {
             return whole;
         }
-        if is_open {
+        if whole.status() != Some(Status::InvalidArgument) && alone.relation() != Some(RowRelation::Coupled) {
             self.go_row_by_row();
         }
         rows.put_back(rest);
         rows.cut_to(1);
-        Ended::of(block, answer)
+        alone
     }
 
     /// Sends a block, and its rows again one by one if the answer leaves open whether they may go together.
@@ -380,3 +401,58 @@ impl Run {
 const RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Jobs that may fail before the first answer.
 const FAILED_MAX: u64 = 1_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(rows: Option<RowRelation>) -> Ended {
+        ended(Ok(Answer {
+            model_version: "1".to_owned(),
+            outputs: Vec::new(),
+            latency: Duration::ZERO,
+            batch_rows: None,
+            timing: None,
+            rows,
+            row_outputs: None,
+        }))
+    }
+
+    fn refused(code: Status) -> Ended {
+        let error = "no".to_owned();
+        ended(Err(CallError::Refused { code, error }))
+    }
+
+    fn ended(answer: Result<Answer, CallError>) -> Ended {
+        Ended {
+            rows: 1,
+            keys: Vec::new(),
+            answer,
+        }
+    }
+
+    #[test]
+    fn rows_go_alone_where_a_block_fails_that_may_be_too_much() {
+        let (independent, unknown) = (Some(RowRelation::Independent), Some(RowRelation::Unknown));
+        for (whole, alone, expected) in [
+            (answered(unknown), answered(unknown), true),
+            (answered(unknown), refused(Status::Internal), true),
+            (refused(Status::InvalidArgument), answered(independent), true),
+            (refused(Status::InvalidArgument), answered(None), true),
+            (
+                refused(Status::InvalidArgument),
+                refused(Status::InvalidArgument),
+                false,
+            ),
+            (refused(Status::Internal), answered(unknown), true),
+            (refused(Status::Internal), answered(Some(RowRelation::Coupled)), true),
+            (refused(Status::Internal), answered(independent), false),
+            (refused(Status::Internal), answered(None), false),
+            (refused(Status::Internal), refused(Status::Internal), false),
+        ] {
+            let said = format!("{:?} {:?}", whole.answer, alone.answer);
+
+            assert_eq!(whole.is_worse_than(&alone), expected, "{said}");
+        }
+    }
+}
