@@ -5,6 +5,7 @@
 mod check;
 mod inspect;
 mod list;
+mod rows;
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -13,7 +14,6 @@ use std::slice;
 
 use serde::Serialize;
 
-use crate::model::batching::Batching;
 use crate::model::proof::ProofError;
 use crate::model::repository::{ModelFiles, RepositoryError, VersionFiles, scan};
 use crate::model::settings::Settings;
@@ -119,13 +119,6 @@ fn version_of(model: &ModelFiles, version: Option<u64>) -> Result<&VersionFiles,
         version: version.unwrap_or_default(),
         there: joined(&model.versions.iter().map(|files| files.version).collect::<Vec<_>>()),
     })
-}
-
-fn off_because(batching: Batching) -> Option<String> {
-    match batching {
-        Batching::Rows => None,
-        Batching::Off { reason } => Some(reason),
-    }
 }
 
 fn joined(versions: &[u64]) -> String {
@@ -264,6 +257,7 @@ mod tests {
              input      x FP32 [batch,3]\n\
              output     y FP32 [batch,2]\n\
              not served probabilities: a sequence of maps\n\
+             rows       unknown (sums/1/model.onnx was not read); by trial: independent\n\
              batching   yes\n\
              rows_max   64\n\
              instances  as the worker is configured\n\
@@ -292,6 +286,8 @@ mod tests {
             serde_json::json!([{"name": "x", "datatype": "FP32", "shape": [-1, 3]}])
         );
         assert_eq!(model["batching"], false);
+        assert_eq!(model["rows"]["relation"], "unknown");
+        assert_eq!(model["rows"]["decided_by"], "graph");
         assert_eq!(model["digest_stated"], Value::Null);
     }
 
@@ -316,9 +312,12 @@ mod tests {
         let (text, result) = answer(repository().path(), &check(&[], false));
 
         result.unwrap();
-        let expected = "other 7: ok, no golden vectors, rows are not batched: model.toml says batching = false\n\
-                        sums 1: ok, golden vectors (rows: 1) at 0.0 % of the tolerance, rows are batched\n\
-                        sums 2: ok, no golden vectors, rows are batched\n";
+        let expected = "other 7: ok; no golden vectors; rows: unknown: other/7/model.onnx was not read; not batched: \
+                        model.toml says batching = false\n\
+                        sums 1: ok; golden vectors (rows: 1) at 0.0 % of the tolerance; rows: unknown (sums/1/model.onnx \
+                        was not read); by trial: independent; batched\n\
+                        sums 2: ok; no golden vectors; rows: unknown (sums/2/model.onnx was not read); by trial: \
+                        independent; batched\n";
         assert_eq!(text, expected);
     }
 
@@ -332,7 +331,8 @@ mod tests {
         assert_eq!(result.unwrap_err().to_string(), "1 of 2 failed");
         let expected = "sums 1: FAILED: golden vectors sums/1/golden.json: output y, row 0, element 0: \
                         expected 7, got 6, allowed is a difference of 7.100e-4\n\
-                        sums 2: ok, no golden vectors, rows are batched\n";
+                        sums 2: ok; no golden vectors; rows: unknown (sums/2/model.onnx was not read); by trial: \
+                        independent; batched\n";
         assert_eq!(text, expected);
     }
 
@@ -346,6 +346,12 @@ mod tests {
         assert_eq!(checks[0]["ok"], false);
         assert!(checks[0]["error"].as_str().unwrap().contains(DIGEST_OF_NOTHING));
         assert_eq!(checks[1]["ok"], true);
+        let rows = &checks[1]["rows"];
+        assert_eq!(
+            (&rows["relation"], &rows["graph"]),
+            (&"independent".into(), &"unknown".into())
+        );
+        assert_eq!(rows["row_outputs"], serde_json::json!(["y"]));
     }
 
     #[test]

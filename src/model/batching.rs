@@ -15,7 +15,7 @@ pub struct RowsReport {
     /// What the graph shows, or where it leaves that open, a trial or the model's owner.
     pub relation: RowRelation,
     pub decided_by: DecidedBy,
-    /// Why rows are not taken for independent.
+    /// Reason that rows are not taken for independent.
     pub reason: Option<String>,
     /// For every output of the signature: whether its first axis counts the rows.
     pub row_outputs: Vec<bool>,
@@ -109,7 +109,7 @@ fn batching(wanted: Option<bool>, axes: Option<String>, known: &Known) -> Batchi
     Batching::Off { reason }
 }
 
-/// What was found out of a model's rows.
+/// Findings on a model's rows.
 struct Known {
     relation: RowRelation,
     by: DecidedBy,
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_axis_that_the_file_declares_for_an_output_does_not_count() {
+    fn the_first_axis_declared_for_an_output_does_not_count() {
         for proof in [independent(), unknown()] {
             let inputs = vec![spec("x", Datatype::Fp32, &["n", "3"])];
             let outputs = vec![spec("label", Datatype::Fp32, &["1"])];

@@ -47,7 +47,7 @@ pub(super) struct Form {
     pub(super) size: usize,
     /// Times the values; at most 60, so that the largest fits an `INT8`.
     pub(super) scale: u8,
-    /// Whether whole numbers are 0 and 1, whatever the scale.
+    /// Restricts whole numbers to 0 and 1, whatever the scale.
     pub(super) is_binary: bool,
 }
 

@@ -16,7 +16,7 @@ use crate::worker::infer::{Engine, EngineError, Input, Output};
 /// The outcome of a trial.
 pub(super) struct TrialReport {
     pub(super) relation: RowRelation,
-    /// Why rows are not taken for independent.
+    /// Reason that rows are not taken for independent.
     pub(super) reason: Option<String>,
     /// For every output of the signature: whether its first axis counted the rows, alone and together.
     pub(super) row_outputs: Vec<bool>,
@@ -192,7 +192,7 @@ impl Trial<'_> {
         Some(self.signature.outputs[first?].name.clone())
     }
 
-    /// Whether two runs of the same row gave the same.
+    /// Tells whether two runs of the same row gave the same.
     fn repeats(&self, first: &[Output], again: &[Output]) -> bool {
         let outputs = self.signature.outputs.iter().zip(first.iter().zip(again));
         first.len() == again.len()
@@ -207,7 +207,7 @@ impl Trial<'_> {
             })
     }
 
-    /// Whether rows gave different outputs at all.
+    /// Tells whether rows gave different outputs at all.
     fn differ(&self, singles: &[&[Output]]) -> bool {
         let others = |at: usize| singles.iter().map(move |run| run.get(at).map(Output::bytes));
         (0..self.signature.outputs.len()).any(|at| others(at).any(|bytes| Some(bytes) != others(at).next()))

@@ -2,15 +2,19 @@
 //!
 //! Labels come from closed sets. Series exist at 0 from the start, so that a query never meets an empty vector.
 
+use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::about::About;
 use crate::broker::link::Role;
+use crate::model::batching::RowsReport;
 use crate::model::capacity::Capacity;
+use crate::wire::rows::RowRelation;
 use crate::wire::status::{Status, UNROUTABLE_REPLY};
 use prometheus::core::Collector;
+use prometheus::proto::MetricFamily;
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder,
@@ -39,6 +43,7 @@ pub struct Metrics {
     connects: IntCounterVec,
     connect_failures: IntCounterVec,
     model_device: IntGaugeVec,
+    model_rows: IntGaugeVec,
     pub reply: ReplyMetrics,
     pub receipts: ReceiptMetrics,
     /// Spans that nobody took in time.
@@ -160,6 +165,7 @@ pub struct LaneMetrics {
     infer_seconds: Histogram,
     seconds_per_row: Gauge,
     seconds_per_run: Gauge,
+    pub rows_info: RowsInfo,
 }
 
 impl LaneMetrics {
@@ -187,6 +193,49 @@ impl LaneMetrics {
             return 1.0;
         }
         (self.rows.get() as f64 / jobs as f64).max(1.0)
+    }
+}
+
+/// The one series that tells how the rows of a version relate.
+#[derive(Clone)]
+pub struct RowsInfo {
+    gauges: IntGaugeVec,
+    model: Arc<str>,
+    version: Arc<str>,
+}
+
+impl RowsInfo {
+    /// Shows what is known of rows when a model is loaded.
+    pub fn show(&self, rows: &RowsReport) {
+        let reason = rows.reason.as_deref().or_else(|| rows.proof.reason());
+        self.set(rows.relation, rows.proof.relation().name(), reason.unwrap_or_default());
+    }
+
+    /// Shows that a run spoke against what was known.
+    pub fn withdraw(&self, reason: &str) {
+        let proof = self.hide().unwrap_or_default();
+        self.set(RowRelation::Unknown, &proof, reason);
+    }
+
+    fn set(&self, relation: RowRelation, proof: &str, reason: &str) {
+        let reason: String = reason.chars().take(REASON_CHARS_MAX).collect();
+        let labels = &[&*self.model, &*self.version, relation.name(), proof, &*reason];
+        self.gauges.with_label_values(labels).set(1);
+    }
+
+    /// Removes the series, and returns what it said of the graph.
+    fn hide(&self) -> Option<String> {
+        let families = self.gauges.collect();
+        let mut series = families.iter().flat_map(MetricFamily::get_metric);
+        let labels: HashMap<&str, &str> = series.find_map(|series| {
+            let labels = series.get_label().iter();
+            let labels: HashMap<_, _> = labels.map(|label| (label.name(), label.value())).collect();
+            let is_own = labels.get("model") == Some(&&*self.model) && labels.get("version") == Some(&&*self.version);
+            is_own.then_some(labels)
+        })?;
+        // Fails where there is nothing to remove.
+        let _ = self.gauges.remove(&labels);
+        labels.get("proof").map(|proof| (*proof).to_owned())
     }
 }
 
@@ -234,6 +283,7 @@ impl Metrics {
         let registry = Registry::new();
         let add = Adding(&registry);
         let (seconds_per_row, seconds_per_run) = capacity(&add)?;
+        let (model_device, model_rows) = loaded(&add)?;
         Ok(Self {
             jobs: add.counters("inferq_jobs_total", "Jobs by the status they got", &["model", "code"])?,
             job_seconds: add.histograms(
@@ -284,11 +334,8 @@ impl Metrics {
             )?,
             connects: add.counters("inferq_connects_total", "Connections made to the broker", ROLE)?,
             connect_failures: add.counters("inferq_connect_failures_total", "Connections that failed", ROLE)?,
-            model_device: add.gauges(
-                "inferq_model_device",
-                "1 for the device that a model was asked to run on and a provider that did run its nodes",
-                &["model", "version", "device", "provider"],
-            )?,
+            model_device,
+            model_rows,
             reply: replies(&add)?,
             receipts: receipts(&add)?,
             spans_dropped: add.counter(
@@ -342,6 +389,11 @@ impl Metrics {
             infer_seconds: self.infer_seconds.with_label_values(labels),
             seconds_per_row: self.seconds_per_row.with_label_values(labels),
             seconds_per_run: self.seconds_per_run.with_label_values(labels),
+            rows_info: RowsInfo {
+                gauges: self.model_rows.clone(),
+                model: model.into(),
+                version: version.into(),
+            },
         }
     }
 
@@ -375,6 +427,21 @@ fn capacity(add: &Adding<'_>) -> prometheus::Result<(GaugeVec, GaugeVec)> {
     Ok((
         add.real_gauges("inferq_model_seconds_per_row", per_row, LANE)?,
         add.real_gauges("inferq_model_seconds_per_run", per_run, LANE)?,
+    ))
+}
+
+fn loaded(add: &Adding<'_>) -> prometheus::Result<(IntGaugeVec, IntGaugeVec)> {
+    Ok((
+        add.gauges(
+            "inferq_model_device",
+            "1 for the device that a model was asked to run on and a provider that did run its nodes",
+            &["model", "version", "device", "provider"],
+        )?,
+        add.gauges(
+            "inferq_model_rows_info",
+            "1 for how the rows of a model relate, what its graph shows of that, and why they are not independent or not proven",
+            &["model", "version", "relation", "proof", "reason"],
+        )?,
     ))
 }
 
@@ -561,6 +628,8 @@ const DEAD_CODES: [&str; 4] = [
     Status::Internal.name(),
     UNROUTABLE_REPLY,
 ];
+/// Enough for a node, its operator and what it does to the rows.
+const REASON_CHARS_MAX: usize = 200;
 const MODEL: &[&str] = &["model"];
 const LANE: &[&str] = &["model", "version"];
 const ROLE: &[&str] = &["connection"];
@@ -568,6 +637,8 @@ const ROLE: &[&str] = &["connection"];
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::batching::{Batching, DecidedBy};
+    use crate::model::rows::RowsVerdict;
 
     #[test]
     fn series_of_a_model_stand_at_zero_before_its_first_job() {
@@ -583,6 +654,50 @@ mod tests {
         }
         assert!(text.contains("inferq_batch_rows_count{model=\"digits\",version=\"1\"} 0"));
         assert!(text.contains("inferq_receipts_dropped_total 0"));
+    }
+
+    #[test]
+    fn rows_have_one_series_a_version_also_after_a_withdrawal() {
+        let metrics = Metrics::new().unwrap();
+        let (one, other) = (metrics.lane("digits", "1"), metrics.lane("digits", "2"));
+        let coupled = RowsReport {
+            proof: RowsVerdict::Coupled {
+                reason: "x".repeat(900),
+            },
+            relation: RowRelation::Coupled,
+            decided_by: DecidedBy::Graph,
+            reason: Some("x".repeat(900)),
+            row_outputs: Vec::new(),
+            batching: Batching::Rows,
+        };
+        let independent = RowsReport {
+            proof: RowsVerdict::Independent,
+            relation: RowRelation::Independent,
+            reason: None,
+            ..coupled.clone()
+        };
+
+        one.rows_info.show(&coupled);
+        other.rows_info.show(&independent);
+        let before = metrics.render();
+        other.rows_info.withdraw("output `y` has shape [0, 4] for 1 rows");
+        let after = metrics.render();
+
+        let series = |text: &str| {
+            let lines = text.lines().filter(|line| line.starts_with("inferq_model_rows_info{"));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let cut = format!(
+            r#"proof="coupled",reason="{}",relation="coupled",version="1"}} 1"#,
+            "x".repeat(REASON_CHARS_MAX)
+        );
+        assert!(series(&before)[0].ends_with(&cut), "{before}");
+        let proven = r#"model="digits",proof="independent",reason="",relation="independent",version="2"} 1"#;
+        assert!(series(&before)[1].ends_with(proven), "{before}");
+        let withdrawn =
+            r#"proof="independent",reason="output `y` has shape [0, 4] for 1 rows",relation="unknown",version="2"} 1"#;
+        assert!(series(&after)[1].ends_with(withdrawn), "{after}");
+        assert_eq!(series(&after).len(), 2);
     }
 
     #[test]

@@ -204,13 +204,15 @@ impl Inference {
         let lane = &*self.lane;
         // Jobs of a lane that is not batched may have inputs that do not agree on the rows.
         let agree = |job: &Job| job.inputs.iter().all(|input| input.shape.first() == Some(&job.rows));
-        if !is_batched && !(lane.rows.are_independent() && batch.jobs.iter().all(agree)) {
+        let must_have_rows = is_batched || lane.rows.are_independent() && batch.jobs.iter().all(agree);
+        if !must_have_rows {
             return false;
         }
         let Some(output) = runs.iter().find_map(|run| run.output_without_rows(lane)) else {
             return false;
         };
         if lane.rows.withdraw() {
+            lane.metrics.rows_info.withdraw(&output.to_string());
             warn!(
                 model.name = %lane.model,
                 model.version = lane.version,

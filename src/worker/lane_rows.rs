@@ -6,10 +6,10 @@ use super::row_headers::RowHeaders;
 use crate::model::batching::Batching;
 use crate::wire::rows::RowRelation;
 
-/// Whether the rows of several jobs may share a run, and the headers of results, while they hold.
+/// The right of several jobs to share a run, and the headers of results, while they hold.
 ///
 /// Threads need no more than the one flag in common: a job that was decoded by what is withdrawn is passed on through channels,
-/// and whoever takes it from there sees the flag as that decoder did, or later. Within a batch the flag is read once.
+/// and the stages that take it from there see the flag as that decoder did, or later. Within a batch the flag is read once.
 #[derive(Debug)]
 pub struct LaneRows {
     is_batched: bool,
@@ -29,12 +29,12 @@ impl LaneRows {
         }
     }
 
-    /// Whether rows of several jobs may run together.
+    /// Tells whether rows of several jobs may run together.
     pub fn are_batched(&self) -> bool {
         self.is_batched && self.holds()
     }
 
-    /// Whether every output is taken to have one row for each row of the inputs.
+    /// Tells whether every output is taken to have one row for each row of the inputs.
     pub fn are_independent(&self) -> bool {
         self.headers().relation() == RowRelation::Independent
     }

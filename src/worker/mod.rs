@@ -378,6 +378,7 @@ impl Shared {
                 capacity: Arc::new(Estimate::new(loaded.fit.capacity())),
                 hurry: Hurry::here(),
             });
+            lane.metrics.rows_info.show(&loaded.rows);
             if let Some(capacity) = loaded.fit.capacity() {
                 lane.metrics.measured(capacity);
             }

@@ -1,5 +1,6 @@
 //! From the outputs of a run to the reply's body, straight out of the runtime's buffers.
 
+use std::fmt;
 use std::ops::Range;
 
 use super::decode::{Job, Lane};
@@ -61,6 +62,16 @@ pub struct OutputWithoutRows<'a> {
     pub name: &'a str,
     pub shape: &'a [usize],
     pub rows: usize,
+}
+
+impl fmt::Display for OutputWithoutRows<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "output `{}` has shape {:?} for {} rows",
+            self.name, self.shape, self.rows
+        )
+    }
 }
 
 /// The part of a batch's outputs that belongs to a job.
@@ -202,7 +213,7 @@ mod tests {
         for shape in [&[][..], &[0, 2], &[3, 2]] {
             let run = run(shape, Vec::new());
             let found = run.output_without_rows(&jobs.lane).unwrap();
-            assert_eq!((found.name, found.shape, found.rows), ("y", shape, 2));
+            assert_eq!(found.to_string(), format!("output `y` has shape {shape:?} for 2 rows"));
         }
     }
 

@@ -87,7 +87,7 @@ mod tests {
     use crate::model::test_engine::spec;
     use crate::wire::tensor::Datatype;
 
-    /// Of a model with the outputs `a`, `b` and `c`.
+    /// Headers of a model with the outputs `a`, `b` and `c`.
     fn headers(relation: RowRelation, row_outputs: [bool; 3]) -> RowHeaders {
         let signature = Signature {
             inputs: Vec::new(),

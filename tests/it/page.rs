@@ -195,6 +195,7 @@ async fn the_page_shows_models_rates_latency_and_state_in_light_and_dark_and_say
     assert!(figure(affine, "Not OK") > 0.0, "{affine:?}");
     assert!(dark.text.contains(" INVALID_ARGUMENT"), "{}", dark.text);
     assert!(affine["Waiting"].contains("of work"), "{affine:?}");
+    assert!(dark.text.contains("Rows of version 2: independent"), "{}", dark.text);
     assert_eq!(dark.models["two-heads"]["Jobs/s"], "0");
     assert_eq!(dark.broker["Consuming"], "up made once");
     assert_ne!(light.background, dark.background);

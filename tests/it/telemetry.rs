@@ -180,6 +180,11 @@ async fn what_is_done_with_jobs_moves_the_metrics_that_say_so() {
             .text()
             .contains(r#"inferq_model_info{default="true",digest="",model="affine",version="2"} 1"#)
     );
+    let rows = |line: &&str| {
+        line.starts_with("inferq_model_rows_info{model=\"affine\",") && line.ends_with("version=\"2\"} 1")
+    };
+    let rows = metrics.text().lines().find(rows).expect("how its rows relate");
+    assert!(rows.contains("relation=\"independent\""), "{rows}");
     assert!(metrics.sum("inferq_model_load_duration_seconds") > Some(0.0));
     assert!(metrics.sum("process_resident_memory_bytes") > Some(0.0));
 }

@@ -2,12 +2,14 @@
 
 use serde::Serialize;
 
-use super::{Load, off_because};
+use super::Load;
+use super::rows::{ShownRows, off_because, short_reason};
 use crate::model::batching::Batching;
 use crate::model::golden::GoldenReport;
 use crate::model::proof::{Proof, prove};
 use crate::model::repository::{ModelFiles, VersionFiles};
 use crate::model::settings::Settings;
+use crate::model::signature::Signature;
 
 /// What `check` found for one version.
 #[derive(Debug, Serialize)]
@@ -22,11 +24,8 @@ pub(super) struct Checked {
     /// How much of the tolerance the worst golden element takes: 1 is all of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     golden_deviation: Option<f64>,
-    /// What the graph shows of them.
     #[serde(skip_serializing_if = "Option::is_none")]
-    rows: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rows_because: Option<String>,
+    rows: Option<ShownRows>,
     batching: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     batching_off_because: Option<String>,
@@ -43,14 +42,15 @@ pub(super) fn check(models: &[ModelFiles], load: &mut Load<'_>) -> Vec<Checked> 
     checks
 }
 
-fn check_version(files: &VersionFiles, settings: &Settings, load: &mut Load<'_>) -> anyhow::Result<Proof> {
+fn check_version(files: &VersionFiles, settings: &Settings, load: &mut Load<'_>) -> anyhow::Result<(Proof, Signature)> {
     files.check_digest()?;
     let mut loaded = load(settings, files)?;
-    Ok(prove(loaded.engine.as_mut(), files, settings)?)
+    let proof = prove(loaded.engine.as_mut(), files, settings)?;
+    Ok((proof, loaded.engine.signature().clone()))
 }
 
 impl Checked {
-    fn of(name: &str, version: u64, proof: anyhow::Result<Proof>) -> Self {
+    fn of(name: &str, version: u64, proof: anyhow::Result<(Proof, Signature)>) -> Self {
         let mut checked = Self {
             name: name.to_owned(),
             version,
@@ -59,18 +59,16 @@ impl Checked {
             golden_rows: None,
             golden_deviation: None,
             rows: None,
-            rows_because: None,
             batching: false,
             batching_off_because: None,
         };
         match proof {
             // With the whole chain of causes, on one line.
             Err(error) => checked.error = Some(format!("{error:#}")),
-            Ok(Proof { golden, rows, .. }) => {
+            Ok((Proof { golden, rows, .. }, signature)) => {
                 checked.golden_rows = golden.as_ref().map(|report| report.rows);
                 checked.golden_deviation = golden.as_ref().map(share_of_tolerance);
-                checked.rows = Some(rows.proof.relation().name());
-                checked.rows_because = rows.proof.reason().map(str::to_owned);
+                checked.rows = Some(ShownRows::of(&rows, &signature));
                 checked.batching = rows.batching == Batching::Rows;
                 checked.batching_off_because = off_because(rows.batching);
             }
@@ -103,8 +101,13 @@ fn verdict(check: &Checked) -> String {
         ),
         _ => "no golden vectors".to_owned(),
     };
-    match &check.batching_off_because {
-        None => format!("ok, {golden}, rows are batched"),
-        Some(reason) => format!("ok, {golden}, rows are not batched: {reason}"),
+    let mut verdict = format!("ok; {golden}");
+    if let Some(rows) = &check.rows {
+        verdict += &format!("; rows: {rows}");
+    }
+    match (&check.batching_off_because, &check.rows) {
+        (Some(reason), Some(rows)) => verdict + "; not batched: " + &short_reason(rows, reason),
+        (Some(reason), None) => verdict + "; not batched: " + reason,
+        (None, _) => verdict + "; batched",
     }
 }

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::{Load, Loaded, ModelsError, joined, off_because, version_of};
+use super::rows::{ShownRows, off_because, short_reason};
+use super::{Load, Loaded, ModelsError, joined, version_of};
 use crate::model::batching::{self, Batching};
 use crate::model::digest::Digest;
 use crate::model::golden::Golden;
@@ -28,10 +29,7 @@ pub(super) struct Inspected {
     inputs: Vec<InspectedTensor>,
     outputs: Vec<InspectedTensor>,
     outputs_not_served: Vec<String>,
-    /// What the graph shows of them.
-    rows: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rows_because: Option<String>,
+    rows: ShownRows,
     batching: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     batching_off_because: Option<String>,
@@ -105,8 +103,7 @@ pub(super) fn inspect(model: &ModelFiles, version: Option<u64>, load: &mut Load<
         inputs: signature.inputs.iter().map(InspectedTensor::of).collect(),
         outputs: signature.outputs.iter().map(InspectedTensor::of).collect(),
         outputs_not_served: unserved,
-        rows: rows.proof.relation().name(),
-        rows_because: rows.proof.reason().map(str::to_owned),
+        rows: ShownRows::of(&rows, signature),
         batching: rows.batching == Batching::Rows,
         batching_off_because: off_because(rows.batching),
         rows_max: rows_max.map(Into::into),
@@ -141,17 +138,13 @@ pub(super) fn text(model: &Inspected) -> String {
     for output in &model.outputs_not_served {
         line("not served", output.clone());
     }
-    let because = model.rows_because.as_ref();
-    line(
-        "rows",
-        because.map_or_else(|| model.rows.to_owned(), |reason| format!("{}: {reason}", model.rows)),
-    );
+    line("rows", model.rows.to_string());
     line(
         "batching",
-        model
-            .batching_off_because
-            .as_ref()
-            .map_or_else(|| "yes".to_owned(), |reason| format!("no: {reason}")),
+        model.batching_off_because.as_ref().map_or_else(
+            || "yes".to_owned(),
+            |reason| format!("no: {}", short_reason(&model.rows, reason)),
+        ),
     );
     let configured = |count: Option<usize>| {
         count.map_or_else(|| "as the worker is configured".to_owned(), |count| count.to_string())

@@ -164,7 +164,7 @@ fn a_model_that_answers_every_row_alike_shows_nothing() {
 }
 
 #[test]
-fn a_classifier_that_tells_only_large_values_apart_is_tried_with_them() {
+fn classifiers_of_large_values_are_tried_with_them() {
     let mut engine = TestEngine::by_row(|row| [if row[0] > 5.0 { 1.0 } else { 0.0 }, 0.0]);
 
     assert_eq!(relation(&mut engine), Independent);
@@ -230,7 +230,7 @@ fn golden_rows_are_tried_before_made_up_ones() {
 }
 
 #[test]
-fn golden_vectors_with_too_few_distinct_rows_are_filled_by_made_up_ones() {
+fn too_few_distinct_golden_rows_give_way_to_made_up_ones() {
     for rows in [&[][..], &[[9.0; 3]], &[[9.0; 3], [8.0; 3], [9.0; 3]]] {
         let mut engine = by_batch(|rows| {
             assert!(rows.iter().flatten().all(|value| ![8.0, 9.0].contains(value)));
@@ -242,7 +242,7 @@ fn golden_vectors_with_too_few_distinct_rows_are_filled_by_made_up_ones() {
 }
 
 #[test]
-fn a_lost_device_is_an_error_and_no_property_of_the_model() {
+fn a_lost_device_is_an_error() {
     let io = |name| vec![spec(name, Datatype::Fp32, &["n"])];
     let mut engine = TestEngine::new(io("x"), io("y"), |_| Err(EngineError::Device("gone".into())));
 
@@ -400,7 +400,7 @@ fn floats_are_scaled_though_indices_beside_them_are_not() {
 }
 
 #[test]
-fn a_model_that_answers_a_row_differently_each_time_is_called_that() {
+fn a_random_or_stateful_model_is_called_that() {
     let mut run = 0.0;
     let mut engine = by_batch(move |mut rows| {
         run += 1.0;
@@ -419,7 +419,7 @@ fn a_model_that_answers_a_row_differently_each_time_is_called_that() {
 }
 
 #[test]
-fn a_table_of_two_entries_is_tried_with_0_and_1() {
+fn a_table_of_two_entries_is_tried_with_0_or_1() {
     let inputs = vec![
         spec("ids", Datatype::Int64, &["n", "tokens"]),
         spec("token_type_ids", Datatype::Int64, &["n", "tokens"]),
@@ -455,7 +455,7 @@ fn made_up_rows_of_0_or_1_are_three_different_ones() {
 }
 
 #[test]
-fn outputs_that_counted_the_rows_are_told_whatever_else_is_found() {
+fn row_outputs_are_told_whatever_else_is_found() {
     let outputs = vec![
         spec("mixed", Datatype::Fp32, &["n", "3"]),
         spec("table", Datatype::Fp32, &["2", "2"]),

@@ -260,7 +260,7 @@ fn drop_first_rows(inputs: &[Array]) -> Given {
     Ok(vec![Array::f32(&[kept.len(), 2], kept.concat())])
 }
 
-/// What a job gets from it.
+/// The answer that a job gets from it.
 fn without_first_row(id: u64, rows: usize) -> Reply {
     let values = (1..rows).flat_map(|row| [id as f64, row as f64]);
     Ok(serde_json::json!([values.collect::<Vec<_>>()]))
@@ -302,6 +302,11 @@ fn a_job_alone_without_one_row_a_row_is_answered_with_what_came() {
     let answers = rig.run(vec![job(&jobs, 7, 1)]);
 
     assert_eq!(answers, [(7, Ok(serde_json::json!([[]])))]);
+    let metrics = jobs.metrics.render();
+    assert!(
+        metrics.contains(r#"reason="output `y` has shape [0, 2] for 1 rows",relation="unknown""#),
+        "{metrics}"
+    );
     assert_eq!(rig.runs(), [1]);
 }
 
@@ -342,7 +347,7 @@ fn a_result_says_unknown_from_the_run_that_shows_it_on() {
 }
 
 #[test]
-fn rows_that_another_engine_found_misjudged_meanwhile_are_not_cut_up() {
+fn rows_withdrawn_during_a_run_are_not_cut_up() {
     let jobs = with_rows_max(64);
     let lane_rows = jobs.lane.rows.clone();
     let mut rig = rig(&jobs, move |inputs| {
@@ -356,7 +361,7 @@ fn rows_that_another_engine_found_misjudged_meanwhile_are_not_cut_up() {
 }
 
 #[test]
-fn an_independent_model_that_is_not_batched_is_held_to_its_rows_as_well() {
+fn an_independent_model_without_batches_is_checked_too() {
     let mut jobs = Jobs::new();
     let off = Batching::Off {
         reason: "model.toml says batching = false".to_owned(),

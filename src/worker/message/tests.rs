@@ -188,7 +188,7 @@ fn the_time_split_comes_only_to_those_who_ask_and_the_queue_only_if_the_start_is
 }
 
 #[test]
-fn a_result_of_rows_that_are_not_independent_names_its_row_outputs() {
+fn a_result_of_dependent_rows_names_its_row_outputs() {
     let properties = || BasicProperties::default().with_reply_to("replies".into());
 
     let message = result(&envelope(properties()), &encoded(), &TIMING, &RowHeaders::unknown()).unwrap();
