@@ -165,7 +165,7 @@ pub struct Answer {
     pub batch_rows: Option<u64>,
     /// Where the time went; only if the job asked for it.
     pub timing: Option<Timing>,
-    /// How the rows of the model relate; `None` from a worker that does not say.
+    /// Relation of the rows of the model; `None` from a worker that does not say.
     pub rows: Option<RowRelation>,
     /// Names of the outputs whose first axis counts the rows of the job, where rows are not independent.
     pub row_outputs: Option<Vec<String>>,
