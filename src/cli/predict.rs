@@ -34,7 +34,7 @@ use self::exchange::{Run, Sender};
 use self::failures::Failures;
 use self::npz::Pick;
 use self::resume::{Note, Notes, ResumeError, Settings, settings_of_input};
-use self::rows::{Input, InputError, InputFormat, Reading, Rows};
+use self::rows::{Input, InputError, InputFormat, Reading, Rows, RowsPerJob};
 use self::table::FirstLine;
 use self::tally::Tally;
 use self::target::{OutputError, Place, Target, beside, place};
@@ -78,9 +78,10 @@ pub struct PredictArgs {
     /// Version of the model [default: the one that serves by default]
     #[arg(long, value_name = "VERSION")]
     version: Option<String>,
-    /// Rows in one job [default: a power of two up to 256 that makes at most 256 KiB; 1 if the model takes no more]
-    #[arg(long, value_name = "N")]
-    rows_per_job: Option<NonZeroUsize>,
+    /// Rows in one job, or all for the whole file as one [default: a power of two up to 256 that makes at most 256 KiB; 1 if the
+    /// model takes no more, or nothing shows that its rows are independent]
+    #[arg(long, value_name = "N|all")]
+    rows_per_job: Option<RowsPerJob>,
     /// Jobs on the way at a time
     #[arg(long, value_name = "N", default_value = "64")]
     in_flight: NonZeroUsize,
@@ -152,7 +153,7 @@ async fn predict(args: &PredictArgs, config: &Config, rows: Rows, mut run: Run) 
         client = Client::open(&config.broker, options) => client?,
         () = &mut stopped => return Err(run.suspend(PredictError::Stopped)),
     };
-    let sender = Sender { args, client: &client };
+    let sender = Sender::new(args, &client);
     let done = tokio::select! {
         done = sender.exchange(rows, &mut run) => done,
         () = &mut stopped => Err(PredictError::Stopped),
@@ -241,6 +242,10 @@ impl PredictArgs {
         said("--output-name", self.output_name.clone().unwrap_or_default());
         said("--input-name", self.input_name.clone());
         said(
+            "--rows-per-job",
+            self.rows_per_job.map(|rows| rows.to_string()).unwrap_or_default(),
+        );
+        said(
             "--datatype",
             self.datatype.map(|datatype| datatype.to_string()).unwrap_or_default(),
         );
@@ -299,12 +304,18 @@ pub const HELP: &str = "\
 Rows without an answer keep their place and are named at the end; the exit code is then 1. Until it is whole, the output is
 called OUTPUT.partial; what is beside it in OUTPUT.partial.json lets --resume go on after an interrupt or a crash.
 
+Every answer says how the rows of the model relate. Where they are independent many rows are one job, where that is unknown every
+row is. Where they depend on each other it matters which rows go together: say so with --rows-per-job, a number or all, for more
+than one row. An output without a row for each row of the job, such as a constant or the hits of a search, can be written of jobs
+of one row only.
+
 Examples:
   inferq predict --model digits --input images.npy --output digits.csv
   inferq predict --model digits --input golden.npz --array input:input --output digits.npy
   inferq predict --model iris --input flowers.csv --key id --output-name label --format jsonl
   inferq predict --model iris --input flowers.parquet --columns length,width --key id --output labels.csv
   inferq predict --model pairs --input pairs.npz --array left,right=other --output y.jsonl
+  inferq predict --model series --input steps.npy --output y.npy --rows-per-job all
   zcat rows.jsonl.gz | inferq predict --model dense --input - --input-format jsonl --output y.npy
   inferq predict --model dense --input rows.npy --output y.npy --version 3 --in-flight 256 --resume";
 
@@ -334,6 +345,11 @@ pub enum PredictError {
          and leave --resume out to start anew"
     )]
     OtherVersion { before: String, now: String },
+    #[error(
+        "the rows of model `{model}` depend on each other (`inferq models inspect {model}` says why): --rows-per-job all sends the \
+         file as one job, --rows-per-job 1 every row by itself"
+    )]
+    Coupled { model: String },
     #[error("stopped by a signal before the end")]
     Stopped,
     #[error("cannot listen for signals")]

@@ -21,6 +21,7 @@ mod array;
 pub mod latency;
 mod mailbox;
 mod pending;
+mod scatter;
 mod session;
 mod timing;
 
@@ -40,6 +41,7 @@ pub use self::array::Element;
 pub use self::mailbox::{Letter, Mailbox};
 pub use self::pending::Strays;
 use self::pending::{Number, Pending};
+pub use self::scatter::ScatterError;
 use self::session::{Dial, Keeper, Session, State};
 pub use self::timing::Timing;
 use self::timing::{STAMP_MS, Stamp};
@@ -48,6 +50,7 @@ use crate::broker::topology::Names;
 use crate::config::{BrokerConfig, Config, ConfigError};
 use crate::wire::error::WireError;
 use crate::wire::request::{RequestEncoding, RequestedOutput, encode_request};
+pub use crate::wire::rows::RowRelation;
 use crate::wire::status::Status;
 use crate::wire::tensor::{Datatype, Tensor};
 use crate::wire::{Encoded, JSON_BYTES_HEADER};
@@ -162,6 +165,25 @@ pub struct Answer {
     pub batch_rows: Option<u64>,
     /// Where the time went; only if the job asked for it.
     pub timing: Option<Timing>,
+    /// Relation of the rows of the model; `None` from a worker that does not say.
+    pub rows: Option<RowRelation>,
+    /// Names of the outputs whose first axis counts the rows of the job, where rows are not independent.
+    pub row_outputs: Option<Vec<String>>,
+}
+
+impl Answer {
+    /// Returns true if an output of this answer to a job of `rows` rows has one row for each of them, in their order.
+    ///
+    /// Where rows are independent every output has, else those that the worker names. Of a worker that says neither, the first
+    /// axis decides, though it may have this length by chance.
+    pub fn is_by_row(&self, output: &Tensor, rows: usize) -> bool {
+        let is_said = match (self.rows, &self.row_outputs) {
+            (Some(RowRelation::Independent), _) | (None, None) => true,
+            (_, Some(names)) => names.contains(&output.name),
+            (Some(RowRelation::Coupled | RowRelation::Unknown), None) => false,
+        };
+        is_said && output.rows() == Some(rows)
+    }
 }
 
 impl Client {
@@ -485,6 +507,9 @@ pub enum CallError {
     TooLong { what: &'static str, bytes: usize },
     #[error("lost the broker: {0}")]
     Lost(String),
+    /// Only [`Client::scatter`] ends so.
+    #[error(transparent)]
+    Scatter(#[from] ScatterError),
 }
 
 impl CallError {
@@ -500,3 +525,34 @@ impl CallError {
 const PERSISTENT: u8 = 2;
 const TRIES_MAX: u32 = 4;
 const RETRY_AFTER: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_outputs_that_are_said_to_be_rows_are_dealt_out() {
+        let y = Tensor::fp32("y", &[4, 1], &[0.0; 4]);
+        let answer = |rows, names: Option<&[&str]>| Answer {
+            model_version: "1".to_owned(),
+            outputs: Vec::new(),
+            latency: Duration::ZERO,
+            batch_rows: None,
+            timing: None,
+            rows,
+            row_outputs: names.map(|names| names.iter().map(ToString::to_string).collect()),
+        };
+
+        for (rows, names, expected) in [
+            (None, None, true),
+            (None, Some(&["z"][..]), false),
+            (Some(RowRelation::Independent), Some(&[][..]), true),
+            (Some(RowRelation::Coupled), Some(&["z", "y"]), true),
+            (Some(RowRelation::Coupled), Some(&["z"]), false),
+            (Some(RowRelation::Unknown), None, false),
+        ] {
+            assert_eq!(answer(rows, names).is_by_row(&y, 4), expected, "{rows:?} {names:?}");
+            assert!(!answer(rows, names).is_by_row(&y, 3), "four are not three");
+        }
+    }
+}

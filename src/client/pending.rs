@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use lapin::message::{BasicReturnMessage, Delivery};
-use lapin::types::{AMQPValue, ShortString};
+use lapin::types::{AMQPValue, LongString, ShortString};
 use lapin::{BasicProperties, Confirmation};
 use tokio::sync::oneshot;
 
@@ -14,6 +14,7 @@ use super::{Answer, CallError};
 use crate::wire::Encoding;
 use crate::wire::JSON_BYTES_HEADER;
 use crate::wire::reply::{Reply, decode_reply};
+use crate::wire::rows::{ROW_OUTPUTS_HEADER, ROWS_HEADER};
 
 /// Number of a call; with the client's prefix before it, the id of its job.
 pub type Number = u64;
@@ -172,12 +173,33 @@ pub fn read(properties: &BasicProperties, body: Vec<u8>) -> Result<Answer, CallE
                 .and_then(number)
                 .and_then(|rows| u64::try_from(rows).ok()),
             timing: Timing::of(|name| header(properties, name)),
+            rows: header(properties, ROWS_HEADER).and_then(|said| text(said)?.parse().ok()),
+            row_outputs: header(properties, ROW_OUTPUTS_HEADER).and_then(texts),
         }),
     }
 }
 
 fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<&'a AMQPValue> {
     properties.headers().as_ref()?.inner().get(name)
+}
+
+fn text(value: &AMQPValue) -> Option<&str> {
+    match value {
+        AMQPValue::LongString(text) => std::str::from_utf8(LongString::as_bytes(text)).ok(),
+        _ => None,
+    }
+}
+
+/// `None` unless all of them are texts.
+fn texts(value: &AMQPValue) -> Option<Vec<String>> {
+    let AMQPValue::FieldArray(values) = value else {
+        return None;
+    };
+    values
+        .as_slice()
+        .iter()
+        .map(|value| text(value).map(str::to_owned))
+        .collect()
 }
 
 /// Calls given up whose answers are told from second copies: more than are under way at a time.
@@ -187,10 +209,12 @@ const GIVEN_UP_MAX: usize = 100_000;
 mod tests {
     use std::time::Duration;
 
+    use lapin::types::{FieldArray, FieldTable};
     use tokio::time::Instant;
 
     use super::*;
     use crate::wire::reply::encode_error;
+    use crate::wire::rows::RowRelation;
     use crate::wire::status::Status;
 
     fn delivery(pending: &Pending, number: Number, content_type: &str, body: &[u8]) -> Delivery {
@@ -266,6 +290,48 @@ mod tests {
             let refused = read(&properties, body.to_vec()).unwrap_err();
 
             assert!(matches!(refused, CallError::Reply(_)), "{refused}");
+        }
+    }
+
+    fn result_with(headers: FieldTable) -> Answer {
+        let properties = BasicProperties::default()
+            .with_content_type("application/json".into())
+            .with_headers(headers);
+        let body = br#"{"model_name":"m","model_version":"1","outputs":[]}"#;
+        read(&properties, body.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_result_says_how_the_rows_relate() {
+        let long = |text: &str| AMQPValue::LongString(text.into());
+        let mut headers = FieldTable::default();
+        headers.insert(ROWS_HEADER.into(), long("coupled"));
+        let names = FieldArray::from(vec![long("y"), long("z")]);
+        headers.insert(ROW_OUTPUTS_HEADER.into(), AMQPValue::FieldArray(names));
+
+        let answer = result_with(headers);
+
+        assert_eq!(answer.rows, Some(RowRelation::Coupled));
+        assert_eq!(answer.row_outputs.unwrap(), ["y", "z"]);
+        assert_eq!(result_with(FieldTable::default()).rows, None);
+    }
+
+    #[test]
+    fn a_relation_of_rows_that_cannot_be_read_is_none() {
+        let long = |text: &str| AMQPValue::LongString(text.into());
+        let mixed = FieldArray::from(vec![long("y"), AMQPValue::Boolean(true)]);
+        for (rows, outputs) in [
+            (long("of a later version"), long("y")),
+            (AMQPValue::Boolean(true), AMQPValue::FieldArray(mixed)),
+            (AMQPValue::Void, AMQPValue::Void),
+        ] {
+            let mut headers = FieldTable::default();
+            headers.insert(ROWS_HEADER.into(), rows);
+            headers.insert(ROW_OUTPUTS_HEADER.into(), outputs);
+
+            let answer = result_with(headers);
+
+            assert_eq!((answer.rows, answer.row_outputs), (None, None));
         }
     }
 

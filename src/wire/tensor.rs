@@ -129,6 +129,64 @@ impl Tensor {
     pub fn rows(&self) -> Option<usize> {
         self.shape.first().copied()
     }
+
+    /// Cuts the rows into tensors of up to `rows_max` rows, without copying them; `None` where there are none to cut, or the data
+    /// are not as long as the shape says.
+    pub(crate) fn cut_rows(&self, rows_max: usize) -> Option<Vec<Self>> {
+        let rows = self
+            .rows()
+            .filter(|rows| *rows > 0 && rows_max > 0 && self.is_whole())?;
+        let mut rest = self.data.clone();
+        let parts = (0..rows).step_by(rows_max).map(|start| {
+            let count = rows_max.min(rows - start);
+            let range = rows_range(&rest, self.datatype, &self.shape, &(0..count));
+            Self {
+                name: self.name.clone(),
+                datatype: self.datatype,
+                shape: [&[count], &self.shape[1..]].concat(),
+                data: rest.split_to(range.end),
+            }
+        });
+        Some(parts.collect())
+    }
+
+    /// Puts the rows of several tensors together in their order; `None` where there is none, or they differ in more than the
+    /// number of rows.
+    pub(crate) fn concat_rows(parts: &[&Self]) -> Option<Self> {
+        let (first, rows) = (
+            parts.first()?,
+            parts.iter().map(|part| part.rows()).sum::<Option<usize>>()?,
+        );
+        let alike = |part: &&Self| {
+            part.name == first.name && part.datatype == first.datatype && part.shape[1..] == first.shape[1..]
+        };
+        if !parts.iter().all(alike) {
+            return None;
+        }
+        let data: Vec<&[u8]> = parts.iter().map(|part| &*part.data).collect();
+        Some(Self {
+            name: first.name.clone(),
+            datatype: first.datatype,
+            shape: [&[rows], &first.shape[1..]].concat(),
+            data: data.concat().into(),
+        })
+    }
+
+    /// True if the data hold as many elements as the shape says.
+    fn is_whole(&self) -> bool {
+        let Some(count) = element_count(&self.shape) else {
+            return false;
+        };
+        match self.datatype.element_bytes() {
+            Some(bytes) => count.checked_mul(bytes) == Some(self.data.len()),
+            None => {
+                let lengths = bytes_elements(&self.data).map(|element| 4 + element.len());
+                let (elements, bytes) =
+                    lengths.fold((0, 0), |(elements, bytes), length| (elements + 1, bytes + length));
+                (elements, bytes) == (count, self.data.len())
+            }
+        }
+    }
 }
 
 /// Elements in a tensor of this shape; `None` if that is more than can be counted.
@@ -190,6 +248,43 @@ compile_error!("tensors are handed to ONNX Runtime as they lie on the wire, whic
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_that_were_cut_apart_are_put_together_again() {
+        let mut texts = Vec::new();
+        for text in ["a", "", "ccc", "dd", "e", "f"] {
+            push_bytes_element(&mut texts, text.as_bytes());
+        }
+        let words = Tensor {
+            name: "words".to_owned(),
+            datatype: Datatype::Bytes,
+            shape: vec![3, 2],
+            data: texts.into(),
+        };
+        for whole in [words, Tensor::fp32("x", &[3, 1], &[1.0, 2.0, 3.0])] {
+            let parts = whole.cut_rows(2).unwrap();
+
+            let rows: Vec<_> = parts.iter().map(Tensor::rows).collect();
+            assert_eq!(rows, [Some(2), Some(1)]);
+            assert_eq!(Tensor::concat_rows(&parts.iter().collect::<Vec<_>>()), Some(whole));
+        }
+    }
+
+    #[test]
+    fn rows_of_what_is_not_as_its_shape_says_are_none() {
+        let short = Tensor::fp32("x", &[3, 2], &[1.0; 5]);
+        let vast = Tensor::fp32("x", &[usize::MAX, 2], &[]);
+        let scalar = Tensor::fp32("x", &[], &[1.0]);
+        let [narrow, wide] = [1, 2].map(|columns| Tensor::fp32("x", &[1, columns], &vec![0.0; columns]));
+
+        let none = Tensor::fp32("x", &[0, 2], &[]);
+        for tensor in [&short, &vast, &scalar, &none] {
+            assert_eq!(tensor.cut_rows(1), None);
+        }
+        assert_eq!(Tensor::concat_rows(&[&narrow, &wide]), None);
+        assert_eq!(Tensor::concat_rows(&[&scalar]), None);
+        assert_eq!(Tensor::concat_rows(&[]), None);
+    }
 
     #[test]
     fn rows_are_found_where_elements_are_of_one_length_and_where_they_are_not() {

@@ -1,11 +1,12 @@
 //! Does the client library keep what its documentation says?
 
 use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream;
-use inferq::client::{CallError, Client, Job, Options, Strays};
+use inferq::client::{CallError, Client, Job, Options, RowRelation, ScatterError, Strays};
 use inferq::config::Config;
 use inferq::wire::status::Status;
 use inferq::wire::tensor::Tensor;
@@ -244,4 +245,47 @@ async fn answers_wait_in_a_mailbox_for_whoever_comes_back() {
     assert_eq!(taken, ids);
     scene.until_waiting(&name, 0).await;
     scene.delete_queue(&name).await;
+}
+
+/// `affine` keeps rows apart, `coupled` does not.
+#[tokio::test]
+async fn a_job_is_cut_by_row_only_where_rows_are_independent() {
+    let scene = Scene::new();
+    let worker = scene.worker("affine,coupled").start().await;
+    let client = client(&scene, Options::default()).await;
+    let values: Vec<f32> = (0..4_000_u16).map(f32::from).collect();
+    let tripled: Vec<f32> = values.iter().map(|value| value * 3.0 - 1.0).collect();
+    let rows_per_job = NonZeroUsize::new(7).expect("more than none");
+    let pairs = Job::new("coupled", vec![Tensor::fp32("x", &[10, 2], &[0.0; 20])]);
+
+    let scattering = {
+        let (client, job) = (
+            client.clone(),
+            Job::new("affine", vec![Tensor::fp32("x", &[1_000, 4], &values)]),
+        );
+        tokio::spawn(async move { client.scatter(job, rows_per_job).await })
+    };
+    let scattered = within("all parts", scattering)
+        .await
+        .expect("no panic")
+        .expect("an answer");
+    let refused = client.scatter(pairs.clone(), rows_per_job).await;
+    let whole = client
+        .scatter(pairs, NonZeroUsize::new(10).expect("more than none"))
+        .await
+        .expect("it is one call");
+    client.close().await;
+    worker.drain().await;
+
+    assert_eq!(scattered.outputs, [Tensor::fp32("y", &[1_000, 4], &tripled)]);
+    assert_eq!(scattered.rows, Some(RowRelation::Independent));
+    let said = ScatterError::Relation {
+        model: "coupled".to_owned(),
+        said: Some(RowRelation::Coupled),
+    };
+    assert!(
+        matches!(&refused, Err(CallError::Scatter(error)) if *error == said),
+        "{refused:?}"
+    );
+    assert_eq!(whole.rows, Some(RowRelation::Coupled));
 }

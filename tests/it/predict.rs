@@ -3,6 +3,7 @@
 mod inputs;
 mod interrupted;
 mod memory;
+mod relations;
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};

@@ -27,6 +27,7 @@ def main() -> None:
         check_axes(name_of(file), sessions[name_of(file)])
     check_identities(sessions)
     check_odd_outputs(sessions)
+    check_rows_that_meet(sessions)
     check_failures(sessions)
     check_slow(sessions["slow/1"])
     check_broken()
@@ -74,11 +75,13 @@ def compare(answers: list, outputs: dict[str, np.ndarray], tolerance: np.ndarray
 
 
 def check_axes(name: str, session: onnxruntime.InferenceSession) -> None:
-    """The first axis is free in every model but `fixed`."""
+    """The first axis is free in every model but `fixed`, and counts time in `time-major`."""
     first = session.get_inputs()[0].shape[0]
     if name == "fixed/1":
         assert first == 4, first
         assert [o.shape for o in session.get_outputs()] == [[4, 2]]
+    elif name == "time-major/1":
+        assert session.get_inputs()[0].shape == ["seq", "batch", 3]
     else:
         # skl2onnx gives the axis no name.
         assert first == ("batch" if not name.startswith("sklearn") else None), (name, first)
@@ -138,6 +141,34 @@ def check_odd_outputs(sessions: dict) -> None:
         x = np.ones((3, time_steps), dtype=np.float32)
         (y,) = sessions["sequence/1"].run(["y"], {"x": x})
         assert y.tolist() == [[time_steps]] * 3
+
+
+def check_rows_that_meet(sessions: dict) -> None:
+    """Models whose outputs cannot be dealt out to the rows of a job, each in its own way."""
+    x = np.random.default_rng(1).normal(size=(6, 1, 3)).astype(np.float32)
+    (whole,) = sessions["time-major/1"].run(["y"], {"x": x})
+    (begin,) = sessions["time-major/1"].run(["y"], {"x": x[:3]})
+    (rest,) = sessions["time-major/1"].run(["y"], {"x": x[3:]})
+    assert whole.shape == (6, 1, 2)
+    assert (whole[:3] == begin).all() and (whole[3:] != rest).all()
+
+    x = np.arange(8, dtype=np.float32).reshape(4, 2)
+    (together,) = sessions["transposed/1"].run(["y"], {"x": x})
+    alone = [sessions["transposed/1"].run(["y"], {"x": x[row : row + 1]})[0] for row in range(4)]
+    assert together.shape == (4, 4) and [column.shape for column in alone] == [(4, 1)] * 4
+    assert (together == np.concatenate(alone, axis=1)).all() and (together != together.T).any()
+
+    for rows in (1, 4):
+        y, constant = sessions["constant-output/1"].run(["y", "constant"], {"x": x[:rows]})
+        assert (y == 2 * x[:rows]).all() and constant.shape == (4, 2)
+
+    # Two boxes a picture, far apart: both, none and one of them are hits.
+    boxes = np.tile(np.array([[0, 0, 1, 1], [5, 5, 6, 6]], dtype=np.float32), (3, 1, 1))
+    scores = np.array([[[0.9, 0.8]], [[0.1, 0.2]], [[0.3, 0.7]]], dtype=np.float32)
+    (found,) = sessions["hits/1"].run(["hits"], {"boxes": boxes, "scores": scores})
+    assert found.tolist() == [[0, 0, 0], [0, 0, 1], [2, 0, 1]], found
+    (none,) = sessions["hits/1"].run(["hits"], {"boxes": boxes[1:2], "scores": scores[1:2]})
+    assert none.shape == (0, 3)
 
 
 def check_failures(sessions: dict) -> None:

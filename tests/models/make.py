@@ -81,6 +81,10 @@ def main() -> None:
     hungry()
     crowded()
     coupled()
+    time_major()
+    transposed()
+    constant_output()
+    hits()
     sequence()
     slow()
     nan()
@@ -325,6 +329,70 @@ def coupled() -> None:
     ]
     x, y = tensor("x", TensorProto.FLOAT, 2), tensor("y", TensorProto.FLOAT, 2)
     write("coupled", 1, model_of(nodes, [x], [y]))
+
+
+def time_major() -> None:
+    """y [seq, batch, 2] of an LSTM whose first axis is time: each row depends on all before it.
+
+    It has no golden file, because a row has no answer of its own.
+    """
+    nodes = [
+        helper.make_node("LSTM", ["x", "weights", "recurrence"], ["all"], hidden_size=2),
+        helper.make_node("Squeeze", ["all", "axis_1"], ["y"]),
+    ]
+    constants = {
+        "weights": (np.arange(24, dtype=np.float32).reshape(1, 8, 3) - 12) / 16,
+        "recurrence": (np.arange(16, dtype=np.float32).reshape(1, 8, 2) - 8) / 16,
+        "axis_1": np.array([1], dtype=np.int64),
+    }
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["seq", "batch", 3])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["seq", "batch", 2])
+    write("time-major", 1, model_of(nodes, [x], [y], constants))
+
+
+def transposed() -> None:
+    """y [4, batch] = weights times the rows as columns: with four rows it looks like one a row."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["columns"], perm=[1, 0]),
+        helper.make_node("MatMul", ["weights", "columns"], ["y"]),
+    ]
+    x = tensor("x", TensorProto.FLOAT, 2)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, "batch"])
+    write("transposed", 1, model_of(nodes, [x], [y], {"weights": quarters(4, 2)}))
+
+
+def constant_output() -> None:
+    """y = 2x, and beside it `constant` [4, 2], which is the same whatever the rows are."""
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["y"]),
+        helper.make_node("Identity", ["four"], ["constant"]),
+    ]
+    x, y = tensor("x", TensorProto.FLOAT, 2), tensor("y", TensorProto.FLOAT, 2)
+    constant = helper.make_tensor_value_info("constant", TensorProto.FLOAT, [4, 2])
+    model = model_of(nodes, [x], [y, constant], {"four": quarters(4, 2)})
+    write("constant-output", 1, model)
+
+
+def hits() -> None:
+    """hits [h, 3]: what NonMaxSuppression leaves of k boxes of each picture, if anything.
+
+    A hit is picture, class and box. Boxes count from a score of 1/2 on, and one that lies on a
+    better one by half is left out.
+    """
+    node = helper.make_node(
+        "NonMaxSuppression", ["boxes", "scores", "most", "overlap", "score"], ["hits"]
+    )
+    constants = {
+        "most": np.array([10], dtype=np.int64),
+        "overlap": np.array([0.5], dtype=np.float32),
+        "score": np.array([0.5], dtype=np.float32),
+    }
+    inputs = [
+        helper.make_tensor_value_info("boxes", TensorProto.FLOAT, ["batch", "boxes", 4]),
+        helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 1, "boxes"]),
+    ]
+    outputs = [helper.make_tensor_value_info("hits", TensorProto.INT64, ["hits", 3])]
+    write("hits", 1, model_of([node], inputs, outputs, constants))
 
 
 def sequence() -> None:

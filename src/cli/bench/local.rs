@@ -216,6 +216,8 @@ mod tests {
             latency: std::time::Duration::ZERO,
             batch_rows: None,
             timing: None,
+            rows: None,
+            row_outputs: None,
         }
     }
 

@@ -331,7 +331,8 @@ fn concerns_all(error: &CallError) -> bool {
         | CallError::Lost(_)
         | CallError::Reply(_)
         | CallError::Datatype { .. }
-        | CallError::TooLong { .. } => true,
+        | CallError::TooLong { .. }
+        | CallError::Scatter(_) => true,
     }
 }
 

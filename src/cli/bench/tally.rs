@@ -63,7 +63,9 @@ impl From<CallError> for Ending {
             CallError::UnknownModel(_) => Self::Unroutable(said),
             CallError::QueueFull(_) => Self::QueueFull(said),
             CallError::Timeout(_) | CallError::Lost(_) => Self::Lost(said),
-            CallError::Reply(_) | CallError::Datatype { .. } | CallError::TooLong { .. } => Self::Unreadable(said),
+            CallError::Reply(_) | CallError::Datatype { .. } | CallError::TooLong { .. } | CallError::Scatter(_) => {
+                Self::Unreadable(said)
+            }
         }
     }
 }

@@ -11,6 +11,7 @@ use super::block::{Key, keys_object};
 use super::cells::{Cells, nested};
 use super::npy::Header;
 use super::target::{OutputError, Target};
+use crate::client::Answer;
 use crate::wire::tensor::{Datatype, Tensor, rows_range};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -142,24 +143,25 @@ impl Answers {
     /// Appends the answers of `rows` rows, with their keys if there are key columns.
     ///
     /// # Errors
-    /// An output has not one answer a row, or does not fit what was written before, or cannot be written.
-    pub fn push(&mut self, rows: usize, keys: &[Vec<Key>], outputs: &[Tensor]) -> Result<(), AnswerError> {
-        for output in outputs {
-            if output.rows() != Some(rows) {
-                return Err(AnswerError::Rows {
-                    output: output.name.clone(),
-                    shape: output.shape.clone(),
-                    rows,
-                });
-            }
-        }
+    /// An output cannot be told apart by row, does not fit what was written before, or cannot be written.
+    pub fn push(&mut self, rows: usize, keys: &[Vec<Key>], answer: &Answer) -> Result<(), AnswerError> {
         match self.format {
-            Format::Jsonl => self.push_json(rows, keys, outputs)?,
+            Format::Jsonl => {
+                let outputs = answer.outputs.iter().map(|output| PerRow::of(answer, output, rows));
+                self.push_json(rows, keys, &outputs.collect::<Result<Vec<_>, _>>()?)?;
+            }
             Format::Npy | Format::Csv => {
-                let chosen = self.chosen(outputs)?;
+                if answer.rows.is_none() {
+                    // Nothing but their shapes tells, so one that has not a row each makes the others doubtful.
+                    answer
+                        .outputs
+                        .iter()
+                        .try_for_each(|output| PerRow::of(answer, output, rows).map(drop))?;
+                }
+                let chosen = PerRow::of(answer, self.chosen(&answer.outputs)?, rows)?.without_first_one();
                 self.fit(chosen)?;
                 match self.format {
-                    Format::Npy => self.target.write(&chosen.data)?,
+                    Format::Npy => self.target.write(&chosen.output.data)?,
                     Format::Csv | Format::Jsonl => self.push_csv(rows, keys, chosen)?,
                 }
             }
@@ -215,8 +217,8 @@ impl Answers {
     }
 
     /// Takes the layout of the first answer, and refuses another one.
-    fn fit(&mut self, output: &Tensor) -> Result<(), AnswerError> {
-        let tail = &output.shape[1..];
+    fn fit(&mut self, chosen: PerRow<'_>) -> Result<(), AnswerError> {
+        let (output, tail) = (chosen.output, chosen.shape());
         if let Some(layout) = &self.layout {
             if layout.tail != tail {
                 return Err(AnswerError::Uneven {
@@ -264,10 +266,9 @@ impl Answers {
         Ok(())
     }
 
-    fn push_csv(&mut self, rows: usize, keys: &[Vec<Key>], output: &Tensor) -> Result<(), AnswerError> {
+    fn push_csv(&mut self, rows: usize, keys: &[Vec<Key>], chosen: PerRow<'_>) -> Result<(), AnswerError> {
         self.write_lines((0..rows).map(|row| {
-            let range = rows_range(&output.data, output.datatype, &output.shape, &(row..row + 1));
-            let cells = Cells::Plain.of(output.datatype, &output.data[range]);
+            let cells = Cells::Plain.of(chosen.output.datatype, chosen.data(row));
             plain(keys.get(row)).chain(cells).collect()
         }))
     }
@@ -281,15 +282,14 @@ impl Answers {
         }
     }
 
-    fn push_json(&mut self, rows: usize, keys: &[Vec<Key>], outputs: &[Tensor]) -> Result<(), AnswerError> {
+    fn push_json(&mut self, rows: usize, keys: &[Vec<Key>], outputs: &[PerRow<'_>]) -> Result<(), AnswerError> {
         for row in 0..rows {
             let mut line = format!("{}\"outputs\":{{", self.line_start(row, keys));
-            for (index, output) in outputs.iter().enumerate() {
-                let range = rows_range(&output.data, output.datatype, &output.shape, &(row..row + 1));
-                let cells = Cells::Json.of(output.datatype, &output.data[range]);
-                let name = serde_json::Value::from(output.name.as_str());
+            for (index, per_row) in outputs.iter().enumerate() {
+                let cells = Cells::Json.of(per_row.output.datatype, per_row.data(row));
+                let name = serde_json::Value::from(per_row.output.name.as_str());
                 let comma = if index > 0 { "," } else { "" };
-                line.push_str(&format!("{comma}{name}:{}", nested(&cells, &output.shape[1..])));
+                line.push_str(&format!("{comma}{name}:{}", nested(&cells, per_row.shape())));
             }
             line.push_str("}}\n");
             self.target.write(line.as_bytes())?;
@@ -304,6 +304,54 @@ impl Answers {
         }
         let text = text.into_inner().map_err(csv::IntoInnerError::into_error)?;
         Ok(self.target.write(&text)?)
+    }
+}
+
+/// An output, and the part of it that is the answer to each row.
+#[derive(Clone, Copy)]
+struct PerRow<'a> {
+    output: &'a Tensor,
+    /// The whole output is the answer to the only row of a job.
+    is_whole: bool,
+}
+
+impl<'a> PerRow<'a> {
+    fn of(answer: &Answer, output: &'a Tensor, rows: usize) -> Result<Self, AnswerError> {
+        let is_by_row = answer.is_by_row(output, rows);
+        if !is_by_row && rows != 1 {
+            return Err(AnswerError::Rows {
+                output: output.name.clone(),
+                shape: output.shape.clone(),
+                rows,
+            });
+        }
+        Ok(Self {
+            output,
+            is_whole: !is_by_row,
+        })
+    }
+
+    /// Leaves out a first axis of 1, which says nothing where all rows look alike.
+    fn without_first_one(self) -> Self {
+        Self {
+            is_whole: self.is_whole && self.output.rows() != Some(1),
+            ..self
+        }
+    }
+
+    /// Shape of the answer to one row.
+    fn shape(&self) -> &'a [usize] {
+        let first = usize::from(!self.is_whole);
+        &self.output.shape[first..]
+    }
+
+    fn data(&self, row: usize) -> &'a [u8] {
+        let output = self.output;
+        if self.is_whole {
+            return &output.data;
+        }
+        let range = rows_range(&output.data, output.datatype, &output.shape, &(row..row + 1));
+        &output.data[range]
     }
 }
 
@@ -326,7 +374,10 @@ fn gap(datatype: Datatype) -> Vec<u8> {
 pub enum AnswerError {
     #[error(transparent)]
     Output(#[from] OutputError),
-    #[error("output `{output}` has shape {shape:?} for {rows} rows, so its answers cannot be told apart by row")]
+    #[error(
+        "output `{output}` has shape {shape:?} for {rows} rows, so its answers cannot be told apart by row: --rows-per-job 1 sends \
+         every row by itself, --output-name takes another output"
+    )]
     Rows {
         output: String,
         shape: Vec<usize>,
@@ -360,6 +411,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::client::RowRelation;
 
     fn open(format: Format, output: Option<&str>, total: Option<u64>) -> (tempfile::TempDir, PathBuf, Answers) {
         let folder = tempfile::tempdir().unwrap();
@@ -367,6 +419,19 @@ mod tests {
         let target = Target::open(Some(&path)).unwrap();
         let answers = Answers::new(target, format, output.map(str::to_owned), total, Vec::new()).unwrap();
         (folder, path, answers)
+    }
+
+    /// An answer of a worker that says nothing of rows.
+    fn unsaid(outputs: &[Tensor]) -> Answer {
+        Answer {
+            model_version: "1".to_owned(),
+            outputs: outputs.to_vec(),
+            latency: std::time::Duration::ZERO,
+            batch_rows: None,
+            timing: None,
+            rows: None,
+            row_outputs: None,
+        }
     }
 
     fn outputs() -> [Tensor; 2] {
@@ -384,7 +449,7 @@ mod tests {
         let (_folder, path, mut answers) = open(Format::Jsonl, None, None);
 
         answers.push_failed(1, &[], "INTERNAL: \"no\"").unwrap();
-        answers.push(2, &[], &outputs()).unwrap();
+        answers.push(2, &[], &unsaid(&outputs())).unwrap();
         answers.finish().unwrap();
 
         let expected = "{\"row\":0,\"error\":\"INTERNAL: \\\"no\\\"\"}\n\
@@ -402,7 +467,7 @@ mod tests {
             let (_folder, path, mut answers) = open(Format::Csv, output, None);
 
             answers.push_failed(1, &[], "no").unwrap();
-            answers.push(2, &[], &outputs()).unwrap();
+            answers.push(2, &[], &unsaid(&outputs())).unwrap();
             answers.push_failed(1, &[], "no").unwrap();
             answers.finish().unwrap();
 
@@ -417,7 +482,7 @@ mod tests {
             let (_folder, path, mut answers) = open(Format::Npy, None, total);
 
             answers.push_failed(1, &[], "no").unwrap();
-            answers.push(2, &[], &outputs()).unwrap();
+            answers.push(2, &[], &unsaid(&outputs())).unwrap();
             answers.push_failed(1, &[], "no").unwrap();
             answers.finish().unwrap();
 
@@ -442,11 +507,13 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_in_a_sentence() {
         let (_folder, _, mut answers) = open(Format::Npy, None, None);
-        answers.push(2, &[], &outputs()).unwrap();
-        let wider = answers.push(1, &[], &[Tensor::fp32("p", &[1, 1], &[0.5])]).unwrap_err();
-        let fewer = answers.push(3, &[], &outputs()).unwrap_err();
+        answers.push(2, &[], &unsaid(&outputs())).unwrap();
+        let wider = answers
+            .push(1, &[], &unsaid(&[Tensor::fp32("p", &[1, 1], &[0.5])]))
+            .unwrap_err();
+        let fewer = answers.push(3, &[], &unsaid(&outputs())).unwrap_err();
         let (_folder, _, mut answers) = open(Format::Csv, Some("q"), None);
-        let unknown = answers.push(2, &[], &outputs()).unwrap_err();
+        let unknown = answers.push(2, &[], &unsaid(&outputs())).unwrap_err();
         let stdout = Answers::new(Target::open(None).unwrap(), Format::Npy, None, None, Vec::new())
             .err()
             .unwrap();
@@ -458,6 +525,83 @@ mod tests {
         assert!(fewer.to_string().contains("shape [2, 2] for 3 rows"), "{fewer}");
         assert!(unknown.to_string().contains("no output `q`"), "{unknown}");
         assert!(stdout.to_string().contains("--output"), "{stdout}");
+    }
+
+    #[test]
+    fn outputs_that_are_not_said_to_be_rows_are_not_dealt_out() {
+        let coupled = |names: &[&str]| Answer {
+            rows: Some(RowRelation::Coupled),
+            row_outputs: Some(names.iter().map(ToString::to_string).collect()),
+            ..unsaid(&outputs())
+        };
+        for (format, output, answer, is_written) in [
+            (Format::Jsonl, None, coupled(&["p"]), false),
+            (Format::Jsonl, None, coupled(&["label", "p"]), true),
+            (Format::Csv, None, coupled(&["p"]), true),
+            (Format::Csv, Some("label"), coupled(&["p"]), false),
+            (Format::Npy, Some("label"), coupled(&[]), false),
+        ] {
+            let (_folder, _, mut answers) = open(format, output, None);
+
+            let pushed = answers.push(2, &[], &answer);
+
+            assert_eq!(pushed.is_ok(), is_written, "{format:?} {output:?}");
+            if let Err(error) = pushed {
+                let said = error.to_string();
+                assert!(
+                    said.contains("output `label` has shape [2] for 2 rows") || output.is_none(),
+                    "{said}"
+                );
+                assert!(
+                    said.contains("--rows-per-job 1") && said.contains("--output-name"),
+                    "{said}"
+                );
+            }
+        }
+    }
+
+    /// A constant, hits of a search, and a row, each of a job of one row.
+    #[test]
+    fn every_output_belongs_to_the_only_row_of_a_job() {
+        let hits = |count: usize| Answer {
+            rows: Some(RowRelation::Unknown),
+            row_outputs: Some(vec!["y".to_owned()]),
+            ..unsaid(&[
+                Tensor::fp32("y", &[1, 1], &[7.0]),
+                Tensor::fp32("hits", &[count, 2], &vec![0.5; 2 * count]),
+                Tensor::fp32("one", &[], &[1.0]),
+            ])
+        };
+        let (_folder, path, mut answers) = open(Format::Jsonl, None, None);
+        for count in 0..3 {
+            answers.push(1, &[], &hits(count)).unwrap();
+        }
+        answers.finish().unwrap();
+        let (_folder, table, mut answers) = open(Format::Csv, Some("hits"), None);
+        answers.push(1, &[], &hits(1)).unwrap();
+        answers.push(1, &[], &hits(1)).unwrap();
+        let uneven = answers.push(1, &[], &hits(2)).unwrap_err().to_string();
+        answers.finish().unwrap();
+
+        let expected = "{\"row\":0,\"outputs\":{\"y\":[7.0],\"hits\":[],\"one\":1.0}}\n\
+                        {\"row\":1,\"outputs\":{\"y\":[7.0],\"hits\":[[0.5,0.5]],\"one\":1.0}}\n\
+                        {\"row\":2,\"outputs\":{\"y\":[7.0],\"hits\":[[0.5,0.5],[0.5,0.5]],\"one\":1.0}}\n";
+        assert_eq!(std::fs::read_to_string(path).unwrap(), expected);
+        assert_eq!(
+            std::fs::read_to_string(table).unwrap(),
+            "hits_0,hits_1\n0.5,0.5\n0.5,0.5\n"
+        );
+        assert!(uneven.contains("rows of [2, 2] at row 2 and of [2] before"), "{uneven}");
+    }
+
+    #[test]
+    fn of_a_worker_that_says_nothing_the_first_axis_decides() {
+        let constant = [outputs()[0].clone(), Tensor::fp32("c", &[4, 2], &[0.0; 8])];
+        let (_folder, _, mut answers) = open(Format::Csv, None, None);
+
+        let refused = answers.push(2, &[], &unsaid(&constant)).unwrap_err().to_string();
+
+        assert!(refused.contains("output `c` has shape [4, 2] for 2 rows"), "{refused}");
     }
 
     #[test]
@@ -480,7 +624,7 @@ mod tests {
             let mut answers = Answers::new(target, format, None, None, vec!["id".to_owned()]).unwrap();
 
             answers.push_failed(1, &keys(&["a"]), "no").unwrap();
-            answers.push(2, &keys(&["b", "c"]), &outputs()[..1]).unwrap();
+            answers.push(2, &keys(&["b", "c"]), &unsaid(&outputs()[..1])).unwrap();
             answers.push_failed(1, &keys(&["d"]), "no").unwrap();
             answers.finish().unwrap();
 
@@ -492,21 +636,23 @@ mod tests {
     fn what_was_kept_is_gone_on_with_as_if_nothing_had_been() {
         for format in [Format::Npy, Format::Csv, Format::Jsonl] {
             let (_folder, path, mut whole) = open(format, None, None);
-            whole.push(2, &[], &outputs()[..1]).unwrap();
-            whole.push(2, &[], &outputs()[..1]).unwrap();
+            whole.push(2, &[], &unsaid(&outputs()[..1])).unwrap();
+            whole.push(2, &[], &unsaid(&outputs()[..1])).unwrap();
             whole.finish().unwrap();
             let expected = std::fs::read(&path).unwrap();
 
             let (_folder, path, mut first) = open(format, None, None);
             let nothing = first.keep().unwrap();
-            first.push(2, &[], &outputs()[..1]).unwrap();
+            first.push(2, &[], &unsaid(&outputs()[..1])).unwrap();
             let (bytes, layout) = first.keep().unwrap().unwrap();
-            first.push(1, &[], &[Tensor::fp32("p", &[1, 2], &[9.0, 9.0])]).unwrap();
+            first
+                .push(1, &[], &unsaid(&[Tensor::fp32("p", &[1, 2], &[9.0, 9.0])]))
+                .unwrap();
             drop(first);
             let target = Target::go_on(&path, bytes).unwrap();
             let again = Answers::new(target, format, None, None, Vec::new()).unwrap();
             let mut again = again.after(2, layout);
-            again.push(2, &[], &outputs()[..1]).unwrap();
+            again.push(2, &[], &unsaid(&outputs()[..1])).unwrap();
             again.finish().unwrap();
 
             assert!(nothing.is_none());

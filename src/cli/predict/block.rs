@@ -18,6 +18,18 @@ impl Block {
         self.inputs.first().and_then(Tensor::rows).unwrap_or(0)
     }
 
+    /// Puts blocks together in their order; `None` where there is none, or their rows are not of one kind.
+    pub fn concat(blocks: Vec<Self>) -> Option<Self> {
+        let inputs = (0..blocks.first()?.inputs.len()).map(|place| {
+            let parts: Option<Vec<&Tensor>> = blocks.iter().map(|block| block.inputs.get(place)).collect();
+            Tensor::concat_rows(&parts?)
+        });
+        Some(Self {
+            inputs: inputs.collect::<Option<_>>()?,
+            keys: blocks.into_iter().flat_map(|block| block.keys).collect(),
+        })
+    }
+
     /// Keeps the first `rows` rows, and returns those after them.
     pub fn split_off(&mut self, rows: usize) -> Option<Self> {
         if rows >= self.rows() {
@@ -102,6 +114,9 @@ mod tests {
         assert_eq!(rest.inputs[1].data[..], *b"\x03\0\0\0ccc");
         assert_eq!((block.keys.len(), rest.keys.len()), (2, 1));
         assert!(block.split_off(2).is_none());
+        let whole = Block::concat(vec![block, rest]).unwrap();
+        assert_eq!((whole.inputs[0].rows(), whole.inputs[1].data.len()), (Some(3), 16));
+        assert_eq!((whole.keys.len(), whole.keys[2][0].plain()), (3, "r"));
     }
 
     #[test]

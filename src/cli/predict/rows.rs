@@ -3,11 +3,13 @@
 //! Its own because reading may wait, for a disk or for whoever writes into standard input, while answers come in, heartbeats
 //! are due and signals want to be heard. It is at most a few blocks ahead.
 
+use std::fmt;
 use std::fs::{File, Metadata};
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 
 use clap::ValueEnum;
@@ -49,12 +51,45 @@ impl InputFormat {
     }
 }
 
+/// Rows that go together in one job, where the user has decided it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowsPerJob {
+    /// The whole file is one job.
+    All,
+    Rows(NonZeroUsize),
+}
+
+impl fmt::Display for RowsPerJob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::Rows(rows) => rows.fmt(f),
+        }
+    }
+}
+
+impl FromStr for RowsPerJob {
+    type Err = NotRowsPerJob;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "all" => Ok(Self::All),
+            number => number.parse().map(Self::Rows).map_err(|_| NotRowsPerJob),
+        }
+    }
+}
+
+/// The text says no number of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("allowed is a number from 1, or all")]
+pub struct NotRowsPerJob;
+
 /// How the rows are to be read.
 #[derive(Debug, Clone)]
 pub struct Reading {
     /// `None`: as the name of the file says.
     pub format: Option<InputFormat>,
-    pub rows_per_job: Option<NonZeroUsize>,
+    pub rows_per_job: Option<RowsPerJob>,
     /// Of the numbers of a table; an array knows its own.
     pub datatype: Option<Datatype>,
     pub first_line: FirstLine,
@@ -262,7 +297,11 @@ impl Rows {
             path,
             source,
             file_bytes,
-            rows_per_job: reading.rows_per_job.map_or(fitting, NonZeroUsize::get),
+            block_rows: match reading.rows_per_job {
+                Some(RowsPerJob::Rows(rows)) => rows.get(),
+                Some(RowsPerJob::All) | None => fitting,
+            },
+            is_one_job: reading.rows_per_job == Some(RowsPerJob::All),
             rows: skipped,
         }))
     }
@@ -270,7 +309,12 @@ impl Rows {
     fn start(reader: Reader) -> Self {
         let (key_names, total) = (reader.source.key_names().to_vec(), reader.source.total());
         let (sender, blocks) = mpsc::channel(BLOCKS_AHEAD);
-        let (path, rows_max) = (reader.path.clone(), reader.rows_per_job);
+        let rows_max = if reader.is_one_job {
+            usize::MAX
+        } else {
+            reader.block_rows
+        };
+        let path = reader.path.clone();
         std::thread::spawn(move || reader.run(&sender));
         Self {
             path,
@@ -331,7 +375,10 @@ struct Reader {
     path: PathBuf,
     source: Box<dyn Source>,
     file_bytes: u64,
-    rows_per_job: usize,
+    /// Rows that are read at a time.
+    block_rows: usize,
+    /// Set where all rows of the file go together.
+    is_one_job: bool,
     rows: u64,
 }
 
@@ -339,7 +386,7 @@ impl Reader {
     /// Ends with the file, at its first fault, or when nobody wants more.
     fn run(mut self, blocks: &mpsc::Sender<Result<Option<Delivered>, InputError>>) {
         loop {
-            let read = match self.source.read(self.rows_per_job) {
+            let read = match self.read() {
                 Ok(None) => Ok(None),
                 Ok(Some(block)) => {
                     self.rows += block.rows() as u64;
@@ -353,6 +400,21 @@ impl Reader {
                 return;
             }
         }
+    }
+
+    fn read(&mut self) -> Result<Option<Block>, InputFault> {
+        if !self.is_one_job {
+            return self.source.read(self.block_rows);
+        }
+        let mut blocks = Vec::new();
+        // Not at once: a header may promise more than there will ever be memory for.
+        while let Some(block) = self.source.read(self.block_rows)? {
+            blocks.push(block);
+        }
+        if blocks.is_empty() {
+            return Ok(None);
+        }
+        Block::concat(blocks).map(Some).ok_or(InputFault::BrokenOff)
     }
 
     fn total_guess(&self) -> u64 {
@@ -443,7 +505,7 @@ mod tests {
 
     fn reading(rows_per_job: usize) -> Reading {
         Reading {
-            rows_per_job: NonZeroUsize::new(rows_per_job),
+            rows_per_job: NonZeroUsize::new(rows_per_job).map(RowsPerJob::Rows),
             ..Reading::whole(None)
         }
     }
@@ -537,6 +599,38 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn all_rows_of_a_file_go_together_with_their_keys() {
+        let lines: String = (0..700).map(|row| format!("{row},{}\n", row % 256)).collect();
+        let (_folder, path) = file("x.csv", format!("id,a\n{lines}").as_bytes());
+        let reading = Reading {
+            rows_per_job: Some(RowsPerJob::All),
+            datatype: Some(Datatype::Uint8),
+            choice: Choice {
+                columns: Vec::new(),
+                keys: vec!["id".to_owned()],
+            },
+            ..Reading::whole(None)
+        };
+
+        let mut rows = open(&path, &reading, 0).unwrap();
+        let block = rows.next().await.unwrap().unwrap();
+
+        assert_eq!(block.inputs[0].shape, [700, 1]);
+        assert_eq!((block.inputs[0].data[699], block.keys[699][0].plain()), (187, "699"));
+        assert!(rows.next().await.is_none());
+    }
+
+    #[test]
+    fn rows_per_job_are_a_number_or_all_of_them() {
+        for text in ["1", "256", "all"] {
+            assert_eq!(text.parse::<RowsPerJob>().unwrap().to_string(), text);
+        }
+        for text in ["0", "-1", "ALL", "", "1.5"] {
+            assert_eq!(text.parse::<RowsPerJob>(), Err(NotRowsPerJob), "{text}");
+        }
+    }
+
     /// A library that panics over a file must not make what it has read so far the whole.
     #[tokio::test]
     async fn a_reader_that_breaks_off_is_no_end_of_the_file() {
@@ -563,7 +657,8 @@ mod tests {
             path: "x.npy".into(),
             source: Box::new(Panics),
             file_bytes: 0,
-            rows_per_job: 1,
+            block_rows: 1,
+            is_one_job: false,
             rows: 0,
         });
 

@@ -57,7 +57,9 @@ async fn an_interrupted_run_is_gone_on_with_as_if_nothing_had_been() {
         let (code, said) = ended(child).await;
         let after = desk.names();
         let done = noted(&desk, output).expect("a note");
-        let again = desk.succeeds(&format!("{line} --output {output} --resume")).await;
+        let again = desk
+            .succeeds(&format!("{line} --output {output} --rows-per-job 1 --resume"))
+            .await;
 
         assert!(done > 0 && done < u64::from(ROWS), "{done}");
         assert!(
@@ -113,6 +115,10 @@ async fn another_input_or_other_settings_are_not_gone_on_with_and_without_the_fl
             "--model affine --input x.npy --format jsonl",
             &["another --format: csv, and now it is jsonl"],
         ),
+        (
+            "--model affine --input x.npy",
+            &["another --rows-per-job: 1, and now it is unsaid"],
+        ),
     ] {
         desk.refuses(&format!("{line} --output y.csv --resume"), words).await;
     }
@@ -158,7 +164,9 @@ async fn rows_that_failed_before_the_interrupt_are_failures_of_the_whole() {
     .await;
     send(&child, Signal::KILL);
     ended(child).await;
-    let output = desk.predict(&format!("{line} --output y.csv --resume")).await;
+    let output = desk
+        .predict(&format!("{line} --output y.csv --rows-per-job 1 --resume"))
+        .await;
 
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
