@@ -92,8 +92,12 @@ fn gather_elements(op: &Op<'_>) -> Ruled {
     let Some(axis) = data.axis(op.int("axis", 0)).or_else(|| indices.axis(op.int("axis", 0))) else {
         return Err(op.unknown("takes elements along an axis that cannot be told"));
     };
-    let rows = same_rows(op, &[data, indices], axis)?;
     let shape = indices.shape.as_deref().map(<[Size]>::to_vec);
+    let rows = match (&data.rows, &indices.rows) {
+        // The indices of a row, along the axis on which the result is as long as they are.
+        (None, Some(rows)) if rows.axis == axis => Some(rows.clone()),
+        _ => same_rows(op, &[data, indices], axis)?,
+    };
     Ok(one(Value::of(shape, rows, op.content([data, indices]))))
 }
 
@@ -109,7 +113,7 @@ fn same_rows(op: &Op<'_>, values: &[&Value], axis: usize) -> Result<Option<RowAx
     }
     let spared = values.iter().find(|value| value.rows.is_none());
     match spared.map(|value| value.size(first.axis).and_then(Size::to_constant)) {
-        None | Some(Some(1)) => Ok(Some(first.clone())),
+        None => Ok(Some(first.clone())),
         Some(Some(size)) => Err(op.coupled_at(&format!("lays {size} fixed places upon the rows"), first.axis)),
         Some(None) => Err(op.unknown("lays a value without rows along the rows")),
     }
@@ -165,10 +169,6 @@ fn scatter_elements(op: &Op<'_>) -> Ruled {
     };
     let values = [data, indices, updates];
     let rows = same_rows(op, &values, axis)?;
-    // Where not all of them have rows, only the first ones are changed.
-    if rows.is_some() && values.iter().any(|value| value.rows.is_none()) {
-        return Err(op.unknown("puts elements at fixed places among the rows"));
-    }
     let content = op.content(values);
     Ok(one(Value {
         content,
