@@ -30,8 +30,8 @@ pub(super) fn apply(op: &Op<'_>) -> Option<Ruled> {
 struct Layout {
     domain: &'static str,
     kind: &'static str,
-    /// For each input the axis of its batch, `-` if all rows share it, `m` if it is laid upon `[batch, heads, queries, keys]`; the
-    /// last sign stands for all that follow.
+    /// For each input the axis of its batch, `-` if all rows share it, `m` if it is laid upon `[batch, heads, queries, keys]`, `p`
+    /// for positions, of which one for all may stand in place of a batch; the last sign stands for all that follow.
     inputs: &'static str,
     /// For each output the axis of its batch; `=` is laid out like the first input.
     outputs: &'static str,
@@ -47,7 +47,7 @@ const LAYOUTS: &[Layout] = &[
     layout("com.microsoft", "MultiHeadAttention", "000-0m00-", "=00"),
     layout("com.microsoft", "EmbedLayerNormalization", "00-----00", "000"),
     layout("com.microsoft", "GroupQueryAttention", "000000---0m-", "=00"),
-    layout("com.microsoft", "RotaryEmbedding", "00--", "="),
+    layout("com.microsoft", "RotaryEmbedding", "0p--", "="),
 ];
 
 const fn layout(domain: &'static str, kind: &'static str, inputs: &'static str, outputs: &'static str) -> Layout {
@@ -73,6 +73,7 @@ fn laid_out(op: &Op<'_>, layout: &Layout) -> Ruled {
         };
         match sign {
             b'm' => mask(op, index)?,
+            b'p' if op.input(index).is_some_and(Value::is_single) => batch_along(op, index, None)?,
             sign => batch_along(op, index, axis_of(*sign))?,
         }
     }
@@ -110,17 +111,24 @@ fn mask(op: &Op<'_>, index: usize) -> Result<(), Content> {
         Some(mask) if mask.rows.is_some() && mask.rank() != Some(4) => {
             Err(op.unknown("lays a mask of rows upon another axis"))
         }
-        Some(mask) if mask.rows.is_none() && mask.rank().is_some_and(|rank| rank < 4) => batch_along(op, index, None),
+        Some(mask) if mask.rows.is_none() && mask.rank().is_some_and(|rank| rank < 4 || is_one(mask, 0)) => {
+            batch_along(op, index, None)
+        }
         _ => batch_along(op, index, Some(0)),
     }
 }
 
 fn axis_of(sign: u8) -> Option<usize> {
-    let sign = if sign == b'm' { b'0' } else { sign };
+    let sign = if matches!(sign, b'm' | b'p') { b'0' } else { sign };
     char::from(sign).to_digit(10).map(|axis| axis as usize)
 }
 
-/// Refuses rows of an input that lie anywhere else.
+fn is_one(value: &Value, axis: usize) -> bool {
+    value.size(axis).is_some_and(|size| size.is(1))
+}
+
+/// Refuses rows of an input that lie anywhere else, and a batch of fixed size beside rows: even one of a single place, since
+/// these operators do not broadcast it.
 fn batch_along(op: &Op<'_>, index: usize, axis: Option<usize>) -> Result<(), Content> {
     let Some(value) = op.input(index) else { return Ok(()) };
     if value.content.is_spoilt() {
@@ -131,16 +139,10 @@ fn batch_along(op: &Op<'_>, index: usize, axis: Option<usize>) -> Result<(), Con
         (Some(_), None) => Err(op.unknown(&format!("takes input {index} from the rows"))),
         (Some(rows), Some(_)) => Err(op.unknown(&format!("takes rows along axis {} of input {index}", rows.axis))),
         (None, None) => Ok(()),
-        (None, Some(axis)) => {
-            let alone = op.all().all(|value| value.rows.is_none());
-            let is_one = value.size(axis).is_some_and(|size| size.is(1)) || value.rank() == Some(0);
-            match alone || is_one {
-                true => Ok(()),
-                false => Err(op.unknown(&format!(
-                    "takes an input {index} that no row reaches where it expects a batch"
-                ))),
-            }
-        }
+        (None, Some(_)) if op.all().all(|value| value.rows.is_none()) => Ok(()),
+        (None, Some(_)) => Err(op.unknown(&format!(
+            "takes an input {index} that no row reaches where it expects a batch"
+        ))),
     }
 }
 

@@ -62,6 +62,10 @@ fn row_axis(op: &Op<'_>, values: &[&Value], rank: usize) -> Result<Option<RowAxi
                     before.axis, rows.axis
                 )));
             }
+            // A row alone is laid upon the places of each, and among others the node fails.
+            Some(before) if before.after.equals(&rows.after) == Some(false) || before.after.is(1) != rows.after.is(1) => {
+                return Err(op.unknown("lays rows upon rows of another size"));
+            }
             // As many places in all, or the node fails: then there are as many behind each row, too.
             Some(before) if before.before == rows.before => {}
             Some(_) => return Err(op.unknown("lays rows upon rows in another order")),

@@ -15,7 +15,7 @@ pub(super) fn apply(op: &Op<'_>) -> Option<Ruled> {
         }
         "Cast" => cast(op),
         "CastLike" | "BitCast" => op.required(0).map(|value| one(value.without_elements())),
-        "Clip" => Ok(one(broadcast(op, &op.all().collect::<Vec<_>>()))),
+        "Clip" => clip(op),
         "Dropout" => dropout(op),
         "QuantizeLinear" | "DequantizeLinear" => quantized(op),
         "DynamicQuantizeLinear" => dynamic_quantized(op),
@@ -133,6 +133,14 @@ fn cast(op: &Op<'_>) -> Ruled {
 }
 
 /// # Source
+/// Clip: `min` and `max` are scalars since version 11; ONNX Runtime takes one of one element, which a row alone would be.
+fn clip(op: &Op<'_>) -> Ruled {
+    op.parameter(1, "min")?;
+    op.parameter(2, "max")?;
+    Ok(one(op.required(0)?.without_elements()))
+}
+
+/// # Source
 /// Dropout is the identity unless `training_mode` is true (version 12) or `is_test` is 0 (version 6 and before).
 fn dropout(op: &Op<'_>) -> Ruled {
     let value = op.required(0)?;
@@ -172,10 +180,11 @@ fn quantized(op: &Op<'_>) -> Ruled {
             Err(op.coupled_at("has a scale for each place among the rows", axis))
         }
         // Blocks have as many axes as the value.
-        (Some(_), None)
-            if scale.rank().is_some_and(|rank| rank > 1) && !scale.size(0).is_some_and(|size| size.is(1)) =>
-        {
-            Err(op.unknown("has scales in blocks along the rows"))
+        (Some(_), None) if scale.rank().is_some_and(|rank| rank > 1) => {
+            Err(op.unknown("has scales in blocks that no row reaches"))
+        }
+        (Some(_), Some(_)) if op.input(2).is_some_and(|zero_point| zero_point.rows != scale.rows) => {
+            Err(op.unknown("has zero points that are not laid out like its scales"))
         }
         (Some(_), None) | (None, None) => Ok(one(kept)),
         (Some(rows), Some(scaled)) if rows == scaled => Ok(one(kept)),

@@ -92,8 +92,12 @@ fn gather_elements(op: &Op<'_>) -> Ruled {
     let Some(axis) = data.axis(op.int("axis", 0)).or_else(|| indices.axis(op.int("axis", 0))) else {
         return Err(op.unknown("takes elements along an axis that cannot be told"));
     };
-    let rows = same_rows(op, &[data, indices], axis)?;
     let shape = indices.shape.as_deref().map(<[Size]>::to_vec);
+    let rows = match (&data.rows, &indices.rows) {
+        // The indices of a row, along the axis on which the result is as long as they are.
+        (None, Some(rows)) if rows.axis == axis => Some(rows.clone()),
+        _ => same_rows(op, &[data, indices], axis)?,
+    };
     Ok(one(Value::of(shape, rows, op.content([data, indices]))))
 }
 

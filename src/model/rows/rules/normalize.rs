@@ -179,6 +179,10 @@ fn skip_norm(op: &Op<'_>) -> Ruled {
     for index in 2..op.inputs.len() {
         op.shared(index, "its parameters")?;
     }
+    // Only the skip is broadcast.
+    if value.rows.is_none() && skip.rows.is_some() {
+        return Err(op.unknown("adds rows to a value that no row reaches"));
+    }
     let sum = broadcast(op, &[value, skip]);
     let normal = kept_along(op, &sum, "normalises over the rows", &[-1])?;
     let normal = normal.into_iter().next().unwrap_or_else(|| sum.clone());

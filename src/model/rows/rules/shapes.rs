@@ -141,9 +141,29 @@ fn range(op: &Op<'_>) -> Ruled {
             Err(op.unknown("counts on with the number of rows"))
         };
     }
+    if let [Some(start), Some(limit), Some(delta)] = [&start, &limit, &delta].map(Size::to_constant)
+        && let Some(elements) = counted(start, limit, delta)
+    {
+        let size = Size::constant(elements.len() as i64);
+        return Ok(one(Value::integers(vec![size], elements)));
+    }
     let count = if delta.is(1) { limit.minus(&start) } else { None };
     let count = op.size_or_fresh(count, &[&start, &limit]);
     Ok(one(Value::shared(Some(vec![count]))))
+}
+
+/// The numbers of a short range.
+fn counted(start: i64, limit: i64, delta: i64) -> Option<Vec<Size>> {
+    let mut elements = Vec::new();
+    let mut number = start;
+    while delta > 0 && number < limit || delta < 0 && number > limit {
+        if elements.len() == ELEMENTS_MAX {
+            return None;
+        }
+        elements.push(Size::constant(number));
+        number = number.checked_add(delta)?;
+    }
+    (delta != 0).then_some(elements)
 }
 
 fn eye(op: &Op<'_>) -> Ruled {

@@ -13,7 +13,8 @@ pub(super) fn apply(op: &Op<'_>) -> Option<Ruled> {
         "DeformConv" => deformed(op),
         "MaxPool" | "AveragePool" | "LpPool" | "QLinearAveragePool" => pool(op),
         "GlobalMaxPool" | "GlobalAveragePool" | "GlobalLpPool" | "QLinearGlobalAveragePool" => global_pool(op),
-        "MaxUnpool" | "Col2Im" => images(op),
+        "MaxUnpool" => unpool(op),
+        "Col2Im" => images(op),
         "Resize" | "Upsample" => resize(op),
         "GridSample" | "AffineGrid" => sampled(op),
         "RoiAlign" | "MaxRoiPool" | "CropAndResize" => regions(op),
@@ -182,6 +183,15 @@ fn global_pool(op: &Op<'_>) -> Ruled {
         shape
     });
     Ok(kept(value, shape))
+}
+
+/// # Source
+/// MaxUnpool: the indices are places in the tensor of all images.
+fn unpool(op: &Op<'_>) -> Ruled {
+    match op.all().find_map(Value::row_axis) {
+        Some(_) => Err(op.unknown("puts elements at places in the tensor of all rows")),
+        None => images(op),
+    }
 }
 
 /// Images of which only the first axis is followed.
