@@ -33,7 +33,7 @@ pub struct Subject {
 /// What the runs of a model show of its rows.
 pub enum Judgement {
     /// Fewer than two rows run alone, so nothing is shown.
-    NoRows(String),
+    NoRows,
     /// No answer depends on the company of its row.
     Independent,
     /// A row's answer is another one in company, or is no row.
@@ -56,15 +56,13 @@ impl Subject {
     pub fn judge(&mut self, pool: &Pool, rng: &mut fastrand::Rng) -> Judgement {
         let rows = pool.inputs.first().map_or(0, |input| input.rows.len());
         let mut alone = Vec::new();
-        let mut refusal = String::from("there are no rows");
         for row in 0..rows {
-            match self.run(pool, &[row]) {
-                Ok(outputs) => alone.push((row, outputs)),
-                Err(error) => refusal = error,
+            if let Ok(outputs) = self.run(pool, &[row]) {
+                alone.push((row, outputs));
             }
         }
         if alone.len() < 2 {
-            return Judgement::NoRows(refusal);
+            return Judgement::NoRows;
         }
         match self.differs(pool, &alone, rng) {
             Some(difference) => Judgement::Dependent(difference),
@@ -96,7 +94,10 @@ impl Subject {
             for (place, at) in company.iter().enumerate() {
                 let expected: Vec<_> = alone[*at].1.iter().collect();
                 if let Some(difference) = self.row_differs(&expected, &outputs, place, size) {
-                    return Some(format!("row {} at place {place} of {numbers:?}: {difference}", alone[*at].0));
+                    return Some(format!(
+                        "row {} at place {place} of {numbers:?}: {difference}",
+                        alone[*at].0
+                    ));
                 }
             }
         }
@@ -125,7 +126,9 @@ impl Subject {
             };
             if count != rows || own != shape {
                 let (one, many) = (&alone.shape, &among.shape);
-                return Some(format!("output `{name}` is {one:?} for one row and {many:?} for {rows}"));
+                return Some(format!(
+                    "output `{name}` is {one:?} for one row and {many:?} for {rows}"
+                ));
             }
             let got = part(spec.datatype, among.bytes(), place, rows);
             let difference = difference(spec.datatype, alone.bytes(), &got)?;
@@ -164,7 +167,7 @@ fn difference(datatype: Datatype, alone: &[u8], among: &[u8]) -> Option<String> 
     let is_apart = |(one, other): &(&f64, &f64)| {
         let allowed = tolerance.absolute + tolerance.relative * one.abs();
         let is_equal = one == other || one.is_nan() && other.is_nan();
-        !is_equal && !(one.is_finite() && (*one - *other).abs() <= allowed)
+        !(is_equal || one.is_finite() && (*one - *other).abs() <= allowed)
     };
     let (one, other) = expected.iter().zip(&got).find(is_apart)?;
     Some(format!("{one} alone, {other} in company"))

@@ -6,7 +6,6 @@ use std::process::Command;
 
 use inferq::model::onnx::tensor_proto::DataType;
 use inferq::model::onnx::{ModelProto, TensorProto, type_proto};
-use inferq::model::rows::RowsVerdict;
 use inferq::wire::tensor::Datatype;
 use prost::Message as _;
 
@@ -25,7 +24,6 @@ fn no_node_test_proven_independent_depends_on_neighbours() {
         for rows in case.variants() {
             variants += 1;
             let name = format!("{} {rows:?}", case.name);
-            if std::env::var("INFERQ_H3_TRACE").is_ok() { eprintln!("{name}"); }
             let path = folder.path().join("variant.onnx");
             let Some(mut subject) = case.load(&runtime, &rows, &path) else {
                 not_loaded += 1;
@@ -35,17 +33,16 @@ fn no_node_test_proven_independent_depends_on_neighbours() {
             let pool = case.pool(&rows, &mut rng);
             let verdict = subject.proof.verdict.clone();
             match subject.judge(&pool, &mut rng) {
-                Judgement::NoRows(_) => without_rows += 1,
+                Judgement::NoRows => without_rows += 1,
                 Judgement::Independent => tally.count_independent(&name, &verdict),
                 Judgement::Dependent(difference) => tally.count_dependent(&name, &verdict, &difference),
             }
-            let _ = RowsVerdict::Independent;
         }
     }
 
     tally.print("node tests");
     println!("  of {variants} variants {not_loaded} are not loaded, of {without_rows} no two rows run");
-    assert!(tally.wrong.is_empty(), "proven independent, and are not:\n{}", tally.wrong.join("\n"));
+    tally.check(1200, 0.9);
 }
 
 struct Case {
@@ -63,15 +60,22 @@ fn cases(folder: &Path) -> Vec<Case> {
         .arg(folder)
         .status()
         .unwrap();
-    assert!(written.success(), "node_tests.py failed; `make setup` installs what it needs");
-    let mut folders: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(
+        written.success(),
+        "node_tests.py failed; `make setup` installs what it needs"
+    );
+    let mut folders: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     folders.sort();
     folders.iter().map(|folder| Case::read(folder)).collect()
 }
 
 impl Case {
     fn read(folder: &Path) -> Self {
-        let decoded = |place: usize| TensorProto::decode(&*fs::read(folder.join(format!("input_{place}.pb"))).ok()?).ok();
+        let decoded =
+            |place: usize| TensorProto::decode(&*fs::read(folder.join(format!("input_{place}.pb"))).ok()?).ok();
         Self {
             name: folder.file_name().unwrap().to_string_lossy().into_owned(),
             model: ModelProto::decode(&*fs::read(folder.join("model.onnx")).unwrap()).unwrap(),
@@ -101,7 +105,11 @@ impl Case {
     fn load(&self, runtime: &inferq::worker::onnx::Runtime, rows: &[usize], path: &Path) -> Option<Subject> {
         let mut model = self.variant(rows);
         for newest in OPSETS {
-            for opset in model.opset_import.iter_mut().filter(|opset| matches!(opset.domain(), "" | "ai.onnx")) {
+            for opset in model
+                .opset_import
+                .iter_mut()
+                .filter(|opset| matches!(opset.domain(), "" | "ai.onnx"))
+            {
                 opset.version = opset.version.map(|version| version.min(newest));
             }
             fs::write(path, model.encode_to_vec()).unwrap();
@@ -139,19 +147,27 @@ impl Case {
 
     /// The rows of the case, and what is made of them.
     fn pool(&self, rows: &[usize], rng: &mut fastrand::Rng) -> Pool {
-        let cut: Vec<_> = rows.iter().filter_map(|place| rows_of_tensor(&self.inputs[*place])).collect();
+        let cut: Vec<_> = rows
+            .iter()
+            .filter_map(|place| rows_of_tensor(&self.inputs[*place]))
+            .collect();
         let count = cut.iter().map(|(_, rows)| rows.len()).max().unwrap_or(0).min(BASES_MAX);
         let mut inputs: Vec<PoolInput> = rows
             .iter()
             .map(|place| PoolInput {
-                shape: self.inputs[*place].dims[1..].iter().map(|size| *size as usize).collect(),
+                shape: self.inputs[*place].dims[1..]
+                    .iter()
+                    .map(|size| *size as usize)
+                    .collect(),
                 rows: Vec::new(),
             })
             .collect();
         for base in 0..count {
             for change in CHANGES {
                 for (input, (datatype, rows)) in inputs.iter_mut().zip(&cut) {
-                    input.rows.push(changed(*datatype, &rows[base % rows.len()], change, rng));
+                    input
+                        .rows
+                        .push(changed(*datatype, &rows[base % rows.len()], change, rng));
                 }
             }
         }
@@ -184,11 +200,18 @@ fn rows_of_tensor(tensor: &TensorProto) -> Option<(Datatype, Vec<Vec<u8>>)> {
     let rows = match datatype.element_bytes() {
         Some(bytes) => {
             let data = tensor.raw_data.as_deref()?;
-            (0..count).map(|row| data[row * per_row * bytes..][..per_row * bytes].to_vec()).collect()
+            (0..count)
+                .map(|row| data[row * per_row * bytes..][..per_row * bytes].to_vec())
+                .collect()
         }
         None => {
             let element = |text: &Vec<u8>| [&(text.len() as u32).to_le_bytes(), &text[..]].concat();
-            let row = |row| tensor.string_data[row * per_row..][..per_row].iter().flat_map(element).collect();
+            let row = |row| {
+                tensor.string_data[row * per_row..][..per_row]
+                    .iter()
+                    .flat_map(element)
+                    .collect()
+            };
             (0..count).map(row).collect()
         }
     };

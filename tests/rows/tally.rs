@@ -46,6 +46,26 @@ impl Tally {
         }
     }
 
+    /// Holds the proof to what it could do when this was written: never wrong, and no weaker.
+    #[track_caller]
+    pub fn check(&self, independent_min: usize, proven_share_min: f64) {
+        assert!(
+            self.wrong.is_empty(),
+            "proven independent, and are not:\n{}",
+            self.wrong.join("\n")
+        );
+        assert!(
+            self.independent >= independent_min,
+            "{} independent by brute force",
+            self.independent
+        );
+        let share = self.proven as f64 / self.independent as f64;
+        assert!(
+            share >= proven_share_min,
+            "{share:.2} of the independent ones are proven"
+        );
+    }
+
     pub fn print(&self, title: &str) {
         let Self {
             independent,
@@ -68,6 +88,10 @@ impl Tally {
 /// The reason without the names of nodes and values.
 fn without_names(reason: &str) -> String {
     let parts = reason.split('`');
-    let kept: Vec<&str> = parts.enumerate().filter(|(at, _)| at % 2 == 0).map(|(_, part)| part).collect();
+    let kept: Vec<&str> = parts
+        .enumerate()
+        .filter(|(at, _)| at % 2 == 0)
+        .map(|(_, part)| part)
+        .collect();
     kept.join("…")
 }

@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn weights_are_named_by_their_place_in_the_file() {
         let large = floats("large", 2 * INLINE_BYTES_MAX);
-        let mut bytes = model(vec![floats("small", 3), large.clone(), floats("last", 1)]).encode_to_vec();
+        let mut bytes = model(vec![floats("small", 3), large, floats("last", 1)]).encode_to_vec();
         let at = bytes.windows(1000).position(|window| window == [7; 1000]).unwrap();
         bytes[at] = 9;
 

@@ -63,7 +63,9 @@ fn row_axis(op: &Op<'_>, values: &[&Value], rank: usize) -> Result<Option<RowAxi
                 )));
             }
             // A row alone is laid upon the places of each, and among others the node fails.
-            Some(before) if before.after.equals(&rows.after) == Some(false) || before.after.is(1) != rows.after.is(1) => {
+            Some(before)
+                if before.after.equals(&rows.after) == Some(false) || before.after.is(1) != rows.after.is(1) =>
+            {
                 return Err(op.unknown("lays rows upon rows of another size"));
             }
             // As many places in all, or the node fails: then there are as many behind each row, too.
@@ -87,7 +89,7 @@ fn varies(op: &Op<'_>, values: &[&Value], rank: usize, rows: &RowAxis) -> Option
 }
 
 /// The size of an axis, counted from the last one; `None` if the value has no such axis.
-fn at<'s>(shape: &'s [Size], axis: usize, rank: usize) -> Option<&'s Size> {
+fn at(shape: &[Size], axis: usize, rank: usize) -> Option<&Size> {
     shape.get((axis + shape.len()).checked_sub(rank)?)
 }
 

@@ -157,14 +157,13 @@ fn joined_rows(op: &Op<'_>, values: &[&Value], axis: usize) -> Result<Option<Row
         }
     }
     let Some(rows) = found else { return Ok(None) };
-    let fixed = values.iter().filter(|value| value.rows.is_none());
-    for value in fixed {
-        return Err(match value.size(rows.axis).and_then(Size::to_constant) {
+    match values.iter().find(|value| value.rows.is_none()) {
+        None => Ok(Some(rows.clone())),
+        Some(fixed) => Err(match fixed.size(rows.axis).and_then(Size::to_constant) {
             Some(size) => op.coupled_at(&format!("joins {size} fixed places to the rows"), rows.axis),
             None => op.unknown("joins a value without rows to the rows"),
-        });
+        }),
     }
-    Ok(Some(rows.clone()))
 }
 
 fn joined_shape(op: &Op<'_>, values: &[&Value], axis: usize) -> Option<Vec<Size>> {
