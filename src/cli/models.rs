@@ -257,7 +257,7 @@ mod tests {
              input      x FP32 [batch,3]\n\
              output     y FP32 [batch,2]\n\
              not served probabilities: a sequence of maps\n\
-             rows       unknown (sums/1/model.onnx was not read); by trial: independent\n\
+             rows       unknown (its graph cannot be read: it has no graph); by trial: independent\n\
              batching   yes\n\
              rows_max   64\n\
              instances  as the worker is configured\n\
@@ -312,11 +312,11 @@ mod tests {
         let (text, result) = answer(repository().path(), &check(&[], false));
 
         result.unwrap();
-        let expected = "other 7: ok; no golden vectors; rows: unknown: other/7/model.onnx was not read; not batched: \
-                        model.toml says batching = false\n\
-                        sums 1: ok; golden vectors (rows: 1) at 0.0 % of the tolerance; rows: unknown (sums/1/model.onnx \
-                        was not read); by trial: independent; batched\n\
-                        sums 2: ok; no golden vectors; rows: unknown (sums/2/model.onnx was not read); by trial: \
+        let expected = "other 7: ok; no golden vectors; rows: unknown: its graph cannot be read: it ends in the middle of a field \
+                        (1 B are missing): it is cut, or no ONNX model; not batched: model.toml says batching = false\n\
+                        sums 1: ok; golden vectors (rows: 1) at 0.0 % of the tolerance; rows: unknown (its graph cannot be \
+                        read: it has no graph); by trial: independent; batched\n\
+                        sums 2: ok; no golden vectors; rows: unknown (its graph cannot be read: it has no graph); by trial: \
                         independent; batched\n";
         assert_eq!(text, expected);
     }
@@ -331,7 +331,7 @@ mod tests {
         assert_eq!(result.unwrap_err().to_string(), "1 of 2 failed");
         let expected = "sums 1: FAILED: golden vectors sums/1/golden.json: output y, row 0, element 0: \
                         expected 7, got 6, allowed is a difference of 7.100e-4\n\
-                        sums 2: ok; no golden vectors; rows: unknown (sums/2/model.onnx was not read); by trial: \
+                        sums 2: ok; no golden vectors; rows: unknown (its graph cannot be read: it has no graph); by trial: \
                         independent; batched\n";
         assert_eq!(text, expected);
     }

@@ -142,6 +142,55 @@ async fn a_model_whose_rows_influence_each_other_never_sees_two_jobs_in_one_run(
     }
 }
 
+/// `bright` divides by 255 where any row of the run is over 1.
+#[tokio::test]
+async fn dim_rows_beside_bright_ones_stay_as_they_are() {
+    const JOBS: u8 = 60;
+    let scene = Scene::new();
+    let worker = scene.worker("bright").start().await;
+    let mut producer = scene.producer().await;
+    let row = |number: u8| match number % 2 {
+        0 => [0.5, f32::from(number) / 255.0],
+        _ => [255.0, 510.0],
+    };
+
+    let jobs = (0..JOBS).map(|number| {
+        let body = Request::new([Tensor::fp32("x", &[row(number)])]).msgpack();
+        scene.job("bright", body).correlation_id(&number.to_string())
+    });
+    let ids = producer.send_all(jobs).await;
+    let replies = producer.replies(&ids).await;
+    let metrics = worker.metrics().await;
+
+    for number in 0..JOBS {
+        let expected = if number % 2 == 0 { row(number) } else { [1.0, 2.0] };
+        let answers = replies[&number.to_string()][0].response().output("y").floats();
+        assert_eq!(answers, expected.map(f64::from), "job {number}");
+    }
+    assert_eq!(metrics.mean("inferq_batch_rows"), Some(1.0));
+}
+
+/// `declared-one` states `[1]` for its output, as some converters do, and gives a label for each row.
+#[tokio::test]
+async fn a_label_declared_for_one_row_is_batched() {
+    let scene = Scene::new();
+    let worker = scene.worker("declared-one").start().await;
+    let mut producer = scene.producer().await;
+    let rows = [[0.0, 1.0, 0.5], [3.0, 1.0, 2.0], [0.0, 0.25, 0.5]];
+
+    let body = Request::new([Tensor::fp32("x", &rows)]).msgpack();
+    let ids = producer
+        .send_all([scene.job("declared-one", body).correlation_id("rows")])
+        .await;
+    let replies = producer.replies(&ids).await;
+    let metrics = worker.metrics().await;
+
+    let reply = &replies["rows"][0];
+    assert_eq!(reply.response().output("label").floats(), [1.0, 0.0, 2.0]);
+    let text = metrics.text();
+    assert!(text.contains(r#"relation="independent""#), "{text}");
+}
+
 #[tokio::test]
 async fn jobs_of_different_lengths_are_not_mixed_up() {
     let scene = Scene::new();

@@ -81,6 +81,8 @@ def main() -> None:
     hungry()
     crowded()
     coupled()
+    bright()
+    declared_one()
     time_major()
     transposed()
     constant_output()
@@ -393,6 +395,32 @@ def hits() -> None:
     ]
     outputs = [helper.make_tensor_value_info("hits", TensorProto.INT64, ["hits", 3])]
     write("hits", 1, model_of([node], inputs, outputs, constants))
+
+
+def bright() -> None:
+    """y = x / 255 if any number of the batch is over 1, else x: rows that meet only for some values.
+
+    Dim pictures by themselves give what they are, and with each other as well.
+    """
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+        helper.make_node("Greater", ["largest", "one"], ["is_bright"]),
+        helper.make_node("Where", ["is_bright", "full", "one"], ["scale"]),
+        helper.make_node("Div", ["x", "scale"], ["y"]),
+    ]
+    constants = {"one": np.float32(1), "full": np.float32(255)}
+    x, y = tensor("x", TensorProto.FLOAT, 2), tensor("y", TensorProto.FLOAT, 2)
+    write("bright", 1, model_of(nodes, [x], [y], constants))
+
+
+def declared_one() -> None:
+    """label = the place of the largest number of each row, declared `[1]` as LightGBM's converter does."""
+    node = helper.make_node("ArgMax", ["x"], ["label"], axis=1, keepdims=0)
+    x = tensor("x", TensorProto.FLOAT, 3)
+    label = helper.make_tensor_value_info("label", TensorProto.INT64, [1])
+    rows = quarters(4, 3) * np.array([1, -1, 0], dtype=np.float32)
+    golden = {"input:x": rows, "output:label": rows.argmax(axis=1)}
+    write("declared-one", 1, model_of([node], [x], [label]), golden, EXACT)
 
 
 def sequence() -> None:

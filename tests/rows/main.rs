@@ -7,4 +7,5 @@
 mod graph;
 mod judge;
 mod node_tests;
+mod random_graphs;
 mod tally;

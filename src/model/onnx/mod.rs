@@ -79,7 +79,7 @@ pub struct OnnxError {
 pub enum OnnxErrorKind {
     #[error("the file cannot be read")]
     Unreadable(#[source] io::Error),
-    #[error("it ends in the middle of a field, {missing} bytes too early: it is cut, or no ONNX model")]
+    #[error("it ends in the middle of a field ({missing} B are missing): it is cut, or no ONNX model")]
     Cut { missing: u64 },
     #[error("byte {offset} begins no field of an ONNX model")]
     NoField { offset: u64 },

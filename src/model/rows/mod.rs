@@ -29,7 +29,9 @@ pub fn prove(path: &Path) -> RowsProof {
     match onnx::read(path) {
         Ok(model) => prove_model(&model),
         Err(error) => RowsProof {
-            verdict: RowsVerdict::Unknown { reason: chain(&error) },
+            verdict: RowsVerdict::Unknown {
+                reason: format!("its graph cannot be read: {}", chain(&error.kind)),
+            },
             outputs: Vec::new(),
         },
     }

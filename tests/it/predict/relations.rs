@@ -39,6 +39,17 @@ async fn rows_that_depend_on_each_other_are_not_cut() {
         )
         .await;
     }
+    let said = desk
+        .succeeds("--model time-major --input steps.npy --output y.jsonl --rows-per-job all")
+        .await;
+    let whole = desk
+        .succeeds("--model coupled --input x.npy --output y.csv --rows-per-job all")
+        .await;
+
+    assert!(said.contains("300 rows in 1 job"), "{said}");
+    assert_eq!(outputs(&desk, "y.jsonl").len(), 300);
+    assert!(whole.contains("2 rows in 1 job"), "{whole}");
+    assert_eq!(desk.read("y.csv"), "y_0,y_1\n-0.5,-0.5\n0.5,0.5\n");
 }
 
 /// `coupled` answers with the row less the mean of all: 0 for a row by itself.
