@@ -1,5 +1,6 @@
 //! Graphs drawn from seeds: whatever operators follow each other, none that is proven independent may let rows meet.
 
+use std::collections::HashSet;
 use std::fs;
 
 use inferq::model::onnx::tensor_proto::DataType;
@@ -115,6 +116,7 @@ impl Drawn {
             self.push("Identity", vec![value.name.clone()], vec![name.clone()], Vec::new());
             self.graph.output.push(any_shape(&name, DataType::Float as i32));
         }
+        self.prune();
     }
 
     /// Adds one operator upon a value.
@@ -503,6 +505,26 @@ impl Drawn {
             ..TensorProto::default()
         });
         name
+    }
+
+    /// Leaves out what reaches no output: ONNX Runtime runs it all the same, and where it fails for several rows it spoils no
+    /// answer, but costs a run.
+    fn prune(&mut self) {
+        let mut needed: HashSet<String> = self
+            .graph
+            .output
+            .iter()
+            .map(|output| output.name().to_owned())
+            .collect();
+        let mut kept = Vec::new();
+        for node in std::mem::take(&mut self.graph.node).into_iter().rev() {
+            if node.output.iter().any(|name| needed.contains(name)) {
+                needed.extend(node.input.iter().cloned());
+                kept.push(node);
+            }
+        }
+        kept.reverse();
+        self.graph.node = kept;
     }
 
     fn model(&self) -> ModelProto {
