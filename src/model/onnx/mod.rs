@@ -3,7 +3,7 @@
 //! `onnx.proto` is ONNX's own schema, version 1.23.2 of the package `onnx`; `proto.rs` is what protox and prost-build make of it,
 //! kept here so that building takes neither (the test `the_types_are_those_of_the_schema` makes them anew and compares).
 //!
-//! Reading goes in two steps. [`skim`] copies the file without its weights, whose place it notes in ONNX's own words for data
+//! Reading goes in two steps. `skim` copies the file without its weights, whose place it notes in ONNX's own words for data
 //! that lie elsewhere; prost decodes what is left. So a file of any size takes the memory of its graph, its bytes are not
 //! copied, and data in other files are not looked at.
 

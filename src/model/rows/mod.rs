@@ -1,8 +1,8 @@
 //! Whether the rows of a model are independent of each other, read from its graph.
 //!
-//! The rows are the places along the first axis of every input. [`walk`] follows them through the graph, node by node: along
-//! which axis of each value they lie ([`value`]), with sizes in symbols ([`size`]), by what the operators are defined to do
-//! ([`rules`]). Rows are independent if every output has them along its first axis, and at each place depends on that row
+//! The rows are the places along the first axis of every input. `walk` follows them through the graph, node by node: along
+//! which axis of each value they lie (`value`), with sizes in symbols (`size`), by what the operators are defined to do
+//! (`rules`). Rows are independent if every output has them along its first axis, and at each place depends on that row
 //! alone, whatever the values are.
 
 mod control;
