@@ -186,7 +186,7 @@ async fn a_label_declared_for_one_row_is_batched() {
     let metrics = worker.metrics().await;
 
     let reply = &replies["rows"][0];
-    assert_eq!(reply.response().output("label").floats(), [1.0, 0.0, 2.0]);
+    assert_eq!(reply.response().output("label").integers(), [1, 0, 2]);
     let text = metrics.text();
     assert!(text.contains(r#"relation="independent""#), "{text}");
 }

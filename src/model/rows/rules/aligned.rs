@@ -158,7 +158,14 @@ fn recurrent(op: &Op<'_>) -> Ruled {
         return Err(value.content.clone());
     }
     if let Some(axis) = value.row_axis().filter(|axis| *axis == 1 - batch) {
-        return Err(op.coupled_at("takes the rows for the steps of its sequence", axis));
+        // The steps of the output still lie where those of the input do.
+        let coupled = op.coupled_at("takes the rows for the steps of its sequence", axis);
+        let last = Value::spoilt(coupled.clone());
+        let size = || op.free();
+        let mut shape = vec![size(), size(), size(), size()];
+        shape[axis] = Size::rows();
+        let all = Value::of(Some(shape), value.rows.clone(), coupled);
+        return Ok(vec![all, last.clone(), last]);
     }
     for index in 0..op.inputs.len() {
         let axis = match index {
