@@ -14,6 +14,13 @@ use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group};
 use inferq::model::batching::Batching;
+use inferq::model::onnx::tensor_proto::DataType;
+use inferq::model::onnx::tensor_shape_proto::{Dimension, dimension};
+use inferq::model::onnx::{
+    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
+    type_proto,
+};
+use inferq::model::rows;
 use inferq::telemetry::metrics::Metrics;
 use inferq::wire::reply::{ReplyMeta, ReplyOutput, encode_reply};
 use inferq::wire::request::{RequestEncoding, encode_request};
@@ -30,6 +37,7 @@ use inferq::worker::row_headers::RowHeaders;
 use inferq::worker::settle::{Verdict, Window, generation};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -41,7 +49,7 @@ const ENCODINGS: [(&str, RequestEncoding); 3] = [
     ("binary", RequestEncoding::Binary),
 ];
 
-criterion_group!(benches, decode, batch_copy, encode, settle);
+criterion_group!(benches, decode, batch_copy, encode, settle, prove);
 
 fn main() {
     // SAFETY: the first statement of `main`, so there is no other thread that could read the environment.
@@ -220,4 +228,74 @@ fn properties(encoded: &Encoded) -> BasicProperties {
         .with_headers(headers)
         .with_reply_to("answers".into())
         .with_correlation_id("0000000000000001".into())
+}
+
+/// Reading a graph of ten thousand nodes, and following its rows through it.
+fn prove(criterion: &mut Criterion) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.onnx");
+    std::fs::write(&path, deep(10_000).encode_to_vec()).expect("room for a model");
+    criterion.bench_function("prove/10,000 nodes", |bencher| {
+        bencher.iter(|| rows::prove(black_box(&path)));
+    });
+}
+
+/// A chain of products, sums and activations.
+fn deep(nodes: usize) -> ModelProto {
+    let dim = |value| Dimension {
+        value: Some(value),
+        ..Dimension::default()
+    };
+    let shape = TensorShapeProto {
+        dim: vec![
+            dim(dimension::Value::DimParam("n".to_owned())),
+            dim(dimension::Value::DimValue(4)),
+        ],
+    };
+    let tensor = type_proto::Tensor {
+        elem_type: Some(DataType::Float as i32),
+        shape: Some(shape),
+    };
+    let node = |number: usize| {
+        let (kind, other) = [("MatMul", "w"), ("Add", "b"), ("Relu", "")][number % 3];
+        let inputs = [format!("v{number}"), other.to_owned()];
+        NodeProto {
+            op_type: Some(kind.to_owned()),
+            input: inputs.into_iter().filter(|name| !name.is_empty()).collect(),
+            output: vec![format!("v{}", number + 1)],
+            ..NodeProto::default()
+        }
+    };
+    let weights = |name: &str, dims: Vec<i64>| TensorProto {
+        name: Some(name.to_owned()),
+        data_type: Some(DataType::Float as i32),
+        float_data: vec![0.5; dims.iter().product::<i64>() as usize],
+        dims,
+        ..TensorProto::default()
+    };
+    ModelProto {
+        ir_version: Some(8),
+        opset_import: vec![OperatorSetIdProto {
+            version: Some(17),
+            ..OperatorSetIdProto::default()
+        }],
+        graph: Some(GraphProto {
+            node: (0..nodes).map(node).collect(),
+            initializer: vec![weights("w", vec![4, 4]), weights("b", vec![4])],
+            input: vec![ValueInfoProto {
+                name: Some("v0".to_owned()),
+                r#type: Some(TypeProto {
+                    value: Some(type_proto::Value::TensorType(tensor)),
+                    ..TypeProto::default()
+                }),
+                ..ValueInfoProto::default()
+            }],
+            output: vec![ValueInfoProto {
+                name: Some(format!("v{nodes}")),
+                ..ValueInfoProto::default()
+            }],
+            ..GraphProto::default()
+        }),
+        ..ModelProto::default()
+    }
 }

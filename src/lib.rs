@@ -36,7 +36,8 @@
 //! Deliveries, replies and their confirms go past the AMQP client: `src/broker/frames.rs` writes and reads their frames,
 //! `src/broker/post.rs` carries them, `src/broker/stream.rs` is where they meet what the client writes and reads.
 //!
-//! Around it: `src/wire/` the messages; `src/broker/` connections and topology; `src/model/` what a repository holds;
+//! Around it: `src/wire/` the messages; `src/broker/` connections and topology; `src/model/` what a repository holds, `src/model/onnx/`
+//! the reader of ONNX files and `src/model/rows/` the proof that rows are independent on it;
 //! `src/client/` the producer's side; `src/cli/` one file a subcommand; `src/telemetry/` metrics, traces, health, logs;
 //! `src/config.rs` and `src/error.rs` one home each.
 //!
