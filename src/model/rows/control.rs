@@ -97,6 +97,7 @@ impl<'a> Walk<'a> {
             .zip(&axes)
             .map(|(value, axis)| sliced(op, value, *axis))
             .collect();
+        let seen = self.symbols.count();
         let (states, last) = self.until_stable(op, initial.to_vec(), |states| {
             let inputs = states.iter().chain(&slices).cloned().collect();
             Ok(self.body(op, graph, inputs, scope, frame))
@@ -109,6 +110,11 @@ impl<'a> Walk<'a> {
         let stacked = last.iter().skip(count).enumerate().map(|(at, value)| {
             let axis = output_axes.get(at).copied().unwrap_or(0);
             let rows = is_over_rows.then_some(());
+            // All turns must give one shape, and in a turn of one row a size that is new there may be that row's.
+            let is_fixed = |shape: &[Size]| shape.iter().all(|size| size.is_made_of_first(seen));
+            if is_over_rows && value.content == Content::Shared && !value.shape.as_deref().is_some_and(is_fixed) {
+                return Value::spoilt(op.unknown("gives each row a shape that may be its own"));
+            }
             match value.rank().map(|rank| absolute(axis, rank + 1)) {
                 Some(Some(axis)) => stacked(op, value, axis, steps.clone(), rows),
                 None if axis == 0 => stacked(op, value, 0, steps.clone(), rows),
@@ -207,8 +213,10 @@ fn either(op: &Op<'_>, one: &Value, other: &Value, open: &mut Vec<Size>) -> Valu
             .collect()
     });
     let elements = one.elements.clone().filter(|_| one.elements == other.elements);
+    let floats = one.floats.clone().filter(|_| one.floats == other.floats);
     Value {
         elements,
+        floats,
         ..Value::of(sizes, one.rows.clone(), content)
     }
 }
@@ -223,7 +231,7 @@ fn same_or_open(op: &Op<'_>, one: &Size, other: &Size, open: &mut Vec<Size>) -> 
 }
 
 fn is_alike(one: &Value, other: &Value) -> bool {
-    let same_content = one.content == other.content;
+    let same_content = one.content == other.content && one.floats == other.floats;
     same_content && one.rows == other.rows && one.shape == other.shape && one.elements == other.elements
 }
 

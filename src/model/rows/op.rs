@@ -58,6 +58,11 @@ impl Symbols {
         self.fresh(Origin::Free)
     }
 
+    /// How many were made so far.
+    pub fn count(&self) -> u32 {
+        self.0.get()
+    }
+
     pub fn fresh(&self, origin: Origin) -> Size {
         self.0.set(self.0.get() + 1);
         Size::symbol(Symbol {

@@ -84,6 +84,12 @@ impl Size {
         }
     }
 
+    /// True if no symbol is in it that was made later than so many.
+    pub fn is_made_of_first(&self, count: u32) -> bool {
+        let mut symbols = self.terms.iter().flat_map(|term| &term.symbols);
+        symbols.all(|symbol| symbol.number <= count)
+    }
+
     pub fn has_rows(&self) -> bool {
         self.terms.iter().any(|term| term.symbols.contains(&ROWS))
     }

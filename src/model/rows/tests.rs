@@ -336,6 +336,83 @@ fn the_last_token_is_taken_by_the_place_of_each_row() {
 }
 
 #[test]
+fn an_index_made_of_places_takes_other_rows() {
+    let index = |made: &str| {
+        format!(
+            "input x [n,4]
+             scalar zero 0
+             scalar one 1
+             scalar two 2
+             ints last -1
+             ints both 1 2
+             ints pads 0 1 0 0
+             ints two_wide 1 2
+             ints matrices 1 2 2
+             ints swapped 1 0
+             weights half [1,1]
+             s = Shape(x)
+             a = Gather(s, zero)
+             r = Range(zero, a, one)
+             u = Unsqueeze(r, last)
+             {made}
+             output y"
+        )
+    };
+    for same in [
+        "y = Gather(x, r)",
+        "i = Cast(u) to:6\ny = Gather(x, i)",
+        "e = Expand(u, two_wide)\ni = Flatten(e)\ny = Gather(x, i)",
+        "e = Expand(u, two_wide)\ni = Slice(e, one, two, one)\ny = Gather(x, i)",
+    ] {
+        independent(&index(same));
+    }
+
+    // Each of them makes zeros of places, or ones: all rows take the first, or the second.
+    for other in [
+        "b = Cast(r) to:9\ni = Cast(b) to:7\ny = Gather(x, i)",
+        "i = Cast(r) to:3\ny = Gather(x, i)",
+        "b = CastLike(r, zero)\ny = Gather(x, b)",
+        "i = Clip(r, zero, one)\ny = Gather(x, i)",
+        "i = Pad(u, pads)\ny = Gather(x, i)",
+        "f = Cast(u) to:1\nm = MatMul(f, half)\ni = Cast(m) to:7\ny = Gather(x, i)",
+        "i = OneHot(r, two, both)\ny = Gather(x, i)",
+        "e = Expand(u, two_wide)\nv, i = TopK(e, last) axis:1\ny = Gather(x, i)",
+        "w = Unsqueeze(u, last)\ne = Expand(w, matrices)\ni = Trilu(e)\ny = Gather(x, i)",
+        "i = ai.onnx.ml::LabelEncoder(r)\ny = Gather(x, i)",
+        "i = Gather(both, r)\ny = Gather(x, i)",
+    ] {
+        unknown(&index(other), "uses the place of a row among the others");
+    }
+    // The place of a row is no longer what leads.
+    for other in [
+        "c = Concat(u, x) axis:-1\nd = Gather(c, swapped) axis:1\ny = GatherND(x, d)",
+        "c = Concat(u, x) axis:-1\nd = Unsqueeze(c, last)\ny = GatherND(x, d)",
+    ] {
+        unknown(&index(other), "uses the place of a row among the others");
+    }
+}
+
+#[test]
+fn a_row_alone_is_laid_where_several_cannot_be() {
+    unknown(
+        "input c [n,3]
+         weights a [1,2]
+         weights b [2,3]
+         y = Gemm(a, b, c)
+         output y",
+        "adds rows to a product that no row reaches",
+    );
+    unknown(
+        "input x [n,3]
+         input zero_point [n]
+         scalar scale 1
+         y = QuantizeLinear(x, scale, zero_point)
+         output y",
+        "takes zero points of the rows beside one scale",
+    );
+}
+
+#[test]
 fn slices_of_rows_couple_them() {
     independent("input x [n,4]\nints one 1\nints three 3\ny = Slice(x, one, three, one)\noutput y");
     coupled(
@@ -542,6 +619,20 @@ fn a_loop_carries_rows_through_its_turns() {
 }
 
 #[test]
+fn scales_that_a_loop_changes_are_not_those_it_begins_with() {
+    let body = graph(
+        "input i []\ninput go []\ninput h [n,4]\ninput s [2]\nfloats doubled 2 1\ngo_on = Identity(go)
+         next = Resize(h, , s)\nt = Identity(doubled)\noutput go_on next t",
+        &[],
+    );
+    let text = "input x [n,4]\nscalar two 2\nfloats ones 1 1\ny, t = Loop(two, , x, ones) body:{body}\noutput y";
+
+    let verdict = prove_model(&model_of(graph(text, &[("body", body)]), 17)).verdict;
+
+    assert_ne!(verdict, RowsVerdict::Independent);
+}
+
+#[test]
 fn a_scan_over_rows_runs_once_for_each() {
     let verdict =
         |text: &str, body: &str| prove_model(&model_of(graph(text, &[("body", graph(body, &[]))]), 17)).verdict;
@@ -553,6 +644,9 @@ fn a_scan_over_rows_runs_once_for_each() {
         verdict(alone, "input row [4]\nm = ReduceMax(row)\nz = Sub(row, m)\noutput z"),
         RowsVerdict::Independent
     );
+    // All turns must give the same shape, or the run fails.
+    let ragged = verdict(alone, "input row [4]\nz = NonZero(row)\noutput z");
+    assert!(matches!(ragged, RowsVerdict::Unknown { reason } if reason.contains("a shape that may be its own")));
     let carried = verdict(
         carrying,
         "input s [4]\ninput row [4]\nz = Add(s, row)\nw = Identity(z)\noutput z w",

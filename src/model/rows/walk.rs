@@ -8,6 +8,7 @@ use super::op::{Attributes, Call, Op, Ruled, Symbols};
 use super::size::{Origin, Size};
 use super::value::{Content, RowAxis, Value};
 use super::{RowsProof, RowsVerdict, rules};
+use crate::model::onnx::tensor_proto::DataType;
 use crate::model::onnx::tensor_shape_proto::dimension;
 use crate::model::onnx::type_proto;
 use crate::model::onnx::{
@@ -193,6 +194,10 @@ impl<'a> Walk<'a> {
         };
         let is_reached = op.all().any(|value| value.content != Content::Shared);
         let mut values = match ruled {
+            Ok(values) if is_plain => {
+                let values = values.into_iter().map(|value| kept(op, value));
+                values.map(|value| with_places(op, value)).collect()
+            }
             Ok(values) => values.into_iter().map(|value| kept(op, value)).collect(),
             // Whatever it does, it does the same for all rows.
             Err(Content::Unknown(_)) if is_plain && !is_reached && is_repeatable(op) => {
@@ -293,6 +298,43 @@ fn kept(op: &Op<'_>, value: Value) -> Value {
     }
 }
 
+/// The value, spoilt if it came from places of rows and its elements need no longer be these: an index of any other kind
+/// takes rows for others.
+fn with_places(op: &Op<'_>, value: Value) -> Value {
+    let is_same = match value.content {
+        Content::Place => keeps_places(op),
+        Content::Led => keeps_led_places(op),
+        _ => true,
+    };
+    match is_same {
+        true => value,
+        false => Value {
+            content: op.unknown("uses the place of a row among the others"),
+            ..value
+        },
+    }
+}
+
+/// True of nodes that give places of rows as they take them, or make them.
+fn keeps_places(op: &Op<'_>) -> bool {
+    let of = |index: usize| op.input(index).map(|value| &value.content);
+    match (op.domain(), op.kind()) {
+        ("", "Cast") => matches!(op.int("to", 0), TO_INT32 | TO_INT64),
+        ("", "Gather") => of(0) == Some(&Content::Place),
+        ("", kind) => KEEP_PLACES.contains(&kind),
+        _ => false,
+    }
+}
+
+/// True of nodes that leave the place of a row where it is, before what else makes the index.
+fn keeps_led_places(op: &Op<'_>) -> bool {
+    match (op.domain(), op.kind()) {
+        ("", "Cast") => keeps_places(op),
+        ("", kind) => KEEP_LED_PLACES.contains(&kind),
+        _ => false,
+    }
+}
+
 /// What has become of the outputs of a node whose rule gave up.
 fn worst(op: &Op<'_>, spoilt: Content) -> Content {
     // Of a shape alone it cannot be said that it follows the values.
@@ -378,6 +420,23 @@ fn unknown(reason: &str) -> RowsVerdict {
     }
 }
 
+const TO_INT32: i64 = DataType::Int32 as i64;
+const TO_INT64: i64 = DataType::Int64 as i64;
+/// Operators that move elements, and change, add or index none.
+const KEEP_PLACES: &[&str] = &[
+    "Expand",
+    "Flatten",
+    "Identity",
+    "Range",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+];
+/// Those of them whose rules see to the last axis, and the one that lays places before other elements.
+const KEEP_LED_PLACES: &[&str] = &["Concat", "Identity", "Reshape", "Transpose"];
 /// Graphs of real models have a tenth of that; bodies in bodies could be looked at without end.
 const NODES_MAX: usize = 1_000_000;
 /// Functions must not call themselves, which nobody has checked.

@@ -166,7 +166,11 @@ fn quantized(op: &Op<'_>) -> Ruled {
     );
     let scale = op.required(1)?;
     if scale.is_single() || scale.rank() == Some(0) {
-        return Ok(one(kept));
+        // ONNX Runtime takes a zero point of one element beside it, which that of a row alone would be.
+        return match op.input(2).is_some_and(|zero_point| zero_point.rows.is_some()) {
+            true => Err(op.unknown("takes zero points of the rows beside one scale")),
+            false => Ok(one(kept)),
+        };
     }
     let Some(axis) = value.axis(op.int("axis", 1)) else {
         return Err(op.unknown("has scales along an axis that cannot be told"));

@@ -35,6 +35,9 @@ fn gather(op: &Op<'_>) -> Ruled {
     {
         return Ok(one(picked(op, elements, &indices)?));
     }
+    if indices.content.is_spoilt() {
+        return Err(indices.content.clone());
+    }
     let content = op.content([data, indices]);
     let shape = data
         .shape
@@ -135,6 +138,9 @@ fn gather_nd(op: &Op<'_>) -> Ruled {
         .as_deref()
         .zip(indices.shape.as_deref())
         .and_then(|(data, indices)| Some([indices.get(..indices_rank - 1)?, data.get(batch_axes + depth..)?].concat()));
+    if indices.content.is_spoilt() {
+        return Err(indices.content.clone());
+    }
     let content = op.content([data, indices]);
     let rows = match (&data.rows, &indices.rows) {
         (None, None) => None,

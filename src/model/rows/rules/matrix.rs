@@ -185,6 +185,10 @@ fn gemm(op: &Op<'_>) -> Ruled {
     if let (None, Some(rows)) = (&matrix.shape, &matrix.rows) {
         return Ok(one(Value::of(None, Some(rows.clone()), matrix.content.clone())));
     }
+    // Only C is broadcast: a row alone may lie upon one of A, and more cannot.
+    if bias.rows.is_some() && matrix.rows.is_none() {
+        return Err(op.unknown("adds rows to a product that no row reaches"));
+    }
     let sum = broadcast(op, &[matrix, bias]);
     Ok(one(Value {
         shape: matrix.shape.clone(),
