@@ -155,7 +155,7 @@ impl Job {
 }
 
 /// What came back for one job.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Answer {
     pub model_version: String,
     pub outputs: Vec<Tensor>,
@@ -534,13 +534,9 @@ mod tests {
     fn only_outputs_that_are_said_to_be_rows_are_dealt_out() {
         let y = Tensor::fp32("y", &[4, 1], &[0.0; 4]);
         let answer = |rows, names: Option<&[&str]>| Answer {
-            model_version: "1".to_owned(),
-            outputs: Vec::new(),
-            latency: Duration::ZERO,
-            batch_rows: None,
-            timing: None,
             rows,
             row_outputs: names.map(|names| names.iter().map(ToString::to_string).collect()),
+            ..Answer::default()
         };
 
         for (rows, names, expected) in [

@@ -424,13 +424,8 @@ mod tests {
     /// An answer of a worker that says nothing of rows.
     fn unsaid(outputs: &[Tensor]) -> Answer {
         Answer {
-            model_version: "1".to_owned(),
             outputs: outputs.to_vec(),
-            latency: std::time::Duration::ZERO,
-            batch_rows: None,
-            timing: None,
-            rows: None,
-            row_outputs: None,
+            ..Answer::default()
         }
     }
 

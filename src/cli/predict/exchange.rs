@@ -408,13 +408,8 @@ mod tests {
 
     fn answered(rows: Option<RowRelation>) -> Ended {
         ended(Ok(Answer {
-            model_version: "1".to_owned(),
-            outputs: Vec::new(),
-            latency: Duration::ZERO,
-            batch_rows: None,
-            timing: None,
             rows,
-            row_outputs: None,
+            ..Answer::default()
         }))
     }
 

@@ -423,6 +423,7 @@ fn slices_of_rows_couple_them() {
         "input x [n,4]\na, b = Split(x) axis:0\ny = Add(a, b)\noutput y",
         "splits the rows",
     );
+    independent("input x [n,4]\ny = Concat(x) axis:0\noutput y");
     coupled(
         "input x [n,4]\ny = Concat(x, x) axis:0\noutput y",
         "joins other places to the rows",

@@ -117,6 +117,9 @@ fn transpose(op: &Op<'_>) -> Ruled {
 fn concat(op: &Op<'_>) -> Ruled {
     let values: Vec<&Value> = op.all().collect();
     let first = op.required(0)?;
+    if values.len() == 1 {
+        return Ok(one(first.clone()));
+    }
     let ranked = values.iter().find(|value| value.shape.is_some()).unwrap_or(&first);
     let axis = ranked.axis(op.int("axis", 1));
     let axis = axis.ok_or_else(|| op.unknown("joins values along an axis that cannot be told"))?;
