@@ -24,9 +24,11 @@
 //! `ort`), `src/worker/hardware.rs` (which device), `src/worker/rows_limit.rs` (fewer rows a run when memory is short),
 //! `src/worker/lane_rows.rs` (whether rows of several jobs share a run, until one shows otherwise),
 //! `src/worker/row_headers.rs` (and what results say of it), `src/worker/outputs.rs` (a run's outputs, cut into rows and
-//! encoded), `src/worker/plan.rs` (what is published for a job and what its fate means), `src/worker/message.rs` (replies and dead letters), `src/worker/flight.rs` and
-//! `src/worker/unconfirmed.rs` (confirms and returns, matched to their messages), `src/worker/sift.rs` (which message the
-//! broker closed the channel for), `src/worker/load.rs` (from files to engines), `src/worker/isolate.rs` (a job that came
+//! encoded), `src/worker/plan.rs` (what is published for a job and what its fate means), `src/worker/message.rs`
+//! (replies and dead letters), `src/worker/publish_queue.rs` (what is to be published), `src/worker/flight.rs` and
+//! `src/worker/unconfirmed.rs` (confirms and returns, matched to their messages), `src/worker/refusing.rs` (what is held back
+//! for queues that take nothing), `src/worker/trial.rs` (one message to such a queue), `src/worker/sift.rs` (which message
+//! the broker closed the channel for), `src/worker/load.rs` (from files to engines), `src/worker/isolate.rs` (a job that came
 //! back, in a process of its own), `src/worker/watch.rs` (runs that take too long), `src/worker/turns.rs` (which model
 //! runs next), `src/worker/prefetch.rs` (how much is taken ahead), `src/worker/backlog.rs` (how much waits),
 //! `src/worker/coalesce.rs` (fewer wake-ups under load).
@@ -49,7 +51,7 @@
 //!    `in_any_order_and_with_any_flushes_each_tag_gets_its_own_verdict_once`,
 //!    `a_receipt_of_an_old_generation_settles_nothing`, `sigterm_under_load_loses_nothing_and_answers_nothing_twice`.
 //! 2. It is acked only after the broker confirmed its reply or its dead letter; so a reply may come twice, and carries the
-//!    job's id: `refused_replies_go_back_to_their_queues_when_the_channel_is_lost`,
+//!    job's id: `held_replies_go_back_when_the_connection_is_lost`,
 //!    `a_return_is_blamed_on_its_own_message_whichever_confirm_carries_it`,
 //!    `a_broker_that_is_killed_under_load_loses_nothing`, `sigkill_under_load_loses_nothing_and_what_comes_back_runs_alone`.
 //! 3. Output rows return to the job they came from: `every_job_leaves_in_one_batch_once_and_in_order`,

@@ -284,6 +284,9 @@ settings! {
         /// How long the broker may take to confirm a reply before the connection counts as lost.
         confirm_timeout: Duration, "confirm_timeout_ms" = 30_000, Milliseconds(100..=600_000),
             "A slow disk takes seconds; after half a minute no confirm will come any more.";
+        /// How long a reply is kept for a queue that is there and not available: its node is down, or it has no leader.
+        unavailable_max: Duration, "unavailable_max_ms" = 300_000, Milliseconds(0..=3_600_000),
+            "A node restarts within minutes, and the broker's consumer timeout is half an hour.";
         /// Replies that are published and not yet confirmed, at most.
         unconfirmed_max: NonZeroUsize, "unconfirmed_max" = 1_024, Count(1..=65_536),
             "Room for several batches; more would cost time, because a confirm of several replies walks through all of these.";

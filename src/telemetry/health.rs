@@ -15,6 +15,8 @@ pub enum Condition {
     PublishConnection,
     /// There is no channel to publish replies on.
     Publishing,
+    /// The dead letters of this model are not taken.
+    DeadLetters(Arc<str>),
     /// A resource alarm of the broker, on the connection of this role.
     Blocked(&'static str),
     /// This model could not be loaded, or did not give what it should.
@@ -30,6 +32,7 @@ impl Condition {
             Self::Loading => "loading",
             Self::ConsumeConnection | Self::PublishConnection => "broker",
             Self::Publishing => "replies",
+            Self::DeadLetters(_) => "dead letters",
             Self::Blocked(_) => "blocked",
             Self::Model(_) => "model",
             Self::Consumer(_) => "queue",

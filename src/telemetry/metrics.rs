@@ -254,6 +254,9 @@ pub struct ReplyMetrics {
     pub refused: IntCounter,
     pub stale: IntCounter,
     pub unconfirmed: IntGauge,
+    /// Of jobs whose reply queue takes nothing at the moment.
+    pub replies_held_back: IntGauge,
+    pub dead_letters_held_back: IntGauge,
     pub confirm_seconds: Histogram,
 }
 
@@ -522,6 +525,14 @@ fn replies(add: &Adding<'_>) -> prometheus::Result<ReplyMetrics> {
         unconfirmed: add.gauge(
             "inferq_publishes_unconfirmed",
             "Messages published and not yet confirmed",
+        )?,
+        replies_held_back: add.gauge(
+            "inferq_replies_held_back",
+            "Replies whose queue takes nothing at the moment",
+        )?,
+        dead_letters_held_back: add.gauge(
+            "inferq_dead_letters_held_back",
+            "Dead letters that the broker does not take at the moment; their jobs are un-acked",
         )?,
         confirm_seconds: add.histogram(
             "inferq_confirm_duration_seconds",

@@ -40,6 +40,8 @@ pub struct Flight {
     metrics: ReplyMetrics,
     tags: Tags,
     unconfirmed: Unconfirmed,
+    /// What of it the metric counts, which is the sum over all channels.
+    counted: i64,
     /// What came last; its memory is used again.
     news: Vec<News>,
     /// When the broker was last seen to block the connection: it confirmed nothing because of that.
@@ -71,6 +73,24 @@ pub struct Gone {
     pub reason: String,
     /// Whether the broker closed the connection over something that was sent on it.
     pub over_us: bool,
+}
+
+impl Line {
+    /// Drops the channel of which the broker said that it is closed, but not before the client has read that as well.
+    ///
+    /// What is told here comes past the client, and so before it knows. A client that drops a channel closes it, and one that
+    /// is closing when it reads `channel.close` takes the whole connection for broken (lapin 4.12: "invalid channel state:
+    /// Closing").
+    fn let_go(self) {
+        let Self { mail, channel } = self;
+        drop(mail);
+        tokio::spawn(async move {
+            let until = Instant::now() + CLOSE_MAX;
+            while channel.status().connected() && Instant::now() < until {
+                tokio::time::sleep(CLOSE_LOOK).await;
+            }
+        });
+    }
 }
 
 impl From<lapin::Error> for Lost {
@@ -157,6 +177,7 @@ impl Flight {
             metrics,
             tags: Tags::default(),
             unconfirmed: Unconfirmed::default(),
+            counted: 0,
             news: Vec::new(),
             blocked: None,
             alone: false,
@@ -176,6 +197,10 @@ impl Flight {
         self.unconfirmed.is_empty()
     }
 
+    pub fn is_connected(&self) -> bool {
+        self.connection.status().connected()
+    }
+
     /// Publishes everything together, so that the frames leave in few writes.
     ///
     /// # Errors
@@ -186,7 +211,7 @@ impl Flight {
         }
         self.alone = due.iter().any(|(parcel, _)| parcel.flies_alone());
         let mut messages = self.hold(due).into_iter();
-        self.metrics.unconfirmed.set(self.unconfirmed.len() as i64);
+        self.count();
         loop {
             let mail = &mut self.line.mail;
             while !mail.is_full()
@@ -205,6 +230,13 @@ impl Flight {
                 return Ok(());
             }
         }
+    }
+
+    /// Brings the metric up to date.
+    fn count(&mut self) {
+        let under_way = self.unconfirmed.len() as i64;
+        self.metrics.unconfirmed.add(under_way - self.counted);
+        self.counted = under_way;
     }
 
     /// Counts messages as under way, in the order in which they are published.
@@ -226,7 +258,7 @@ impl Flight {
         for Address { routing_key, .. } in strays {
             error!("the broker returned a message for `{routing_key}` that was not under way");
         }
-        self.metrics.unconfirmed.set(self.unconfirmed.len() as i64);
+        self.count();
         // One moment for all: they are here together.
         let now = Instant::now();
         let settled = landed.into_iter().map(|mut landed| {
@@ -254,7 +286,8 @@ impl Flight {
 
     /// Everything that is still under way. Whether it went out is not known, and a second copy does no harm.
     pub fn into_parcels(self) -> Parcels {
-        self.metrics.unconfirmed.set(0);
+        self.metrics.unconfirmed.sub(self.counted);
+        self.line.let_go();
         self.unconfirmed.into_parcels().collect()
     }
 
@@ -344,6 +377,7 @@ impl Tags {
 
 /// How long the end of a channel may take.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
+const CLOSE_LOOK: Duration = Duration::from_millis(5);
 
 fn address(returned: Returned) -> Address {
     Address {

@@ -20,6 +20,8 @@ pub mod onnx;
 pub mod outputs;
 pub mod plan;
 pub mod prefetch;
+mod publish_queue;
+mod refusing;
 pub mod reply;
 pub mod row_headers;
 pub mod rows_limit;
@@ -29,6 +31,7 @@ pub mod sift;
 mod simulation;
 #[cfg(test)]
 mod testing;
+mod trial;
 pub mod turns;
 pub mod unconfirmed;
 pub mod watch;

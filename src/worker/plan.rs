@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use lapin::types::ShortString;
 use tokio::time::Instant;
 use tracing::{debug, error};
 
 use super::decode::Envelope;
 use super::message::{self, Author, DeadReason, Message};
+use super::refusing::Destination;
 use super::reply::{Answer, Outcome};
 use super::settle::Verdict;
 use crate::broker::backoff::Backoff;
@@ -25,8 +27,6 @@ pub struct Parcel {
     /// Where the job goes when its reply is out, or could not be.
     dead: Option<DeadReason>,
     kind: Kind,
-    backoff: Backoff,
-    attempts: u32,
 }
 
 /// Parcels travel in boxes from beginning to end.
@@ -97,7 +97,8 @@ impl Fate {
 /// What to do now.
 pub enum Next {
     Publish(Box<Parcel>, Message),
-    PublishAfter(Duration, Box<Parcel>, Message),
+    /// Its destination did not take it: held back until that takes messages again.
+    HoldBack(Box<Parcel>, Fate),
     /// Back to the queue, but not before the next wait is over.
     RetryAfter(Backoff, Box<Envelope>),
     Settled,
@@ -151,8 +152,6 @@ impl Plan {
             outcome,
             dead,
             kind: Kind::Reply,
-            backoff: Backoff::new(REFUSED_WAIT_MAX),
-            attempts: 0,
         });
         match reply {
             Some(reply) => Next::Publish(parcel, reply),
@@ -169,7 +168,7 @@ impl Plan {
     }
 
     /// The next step, now that the fate of the parcel's message is known.
-    pub fn after(&self, mut parcel: Box<Parcel>, fate: Fate, jitter: f64) -> Next {
+    pub fn after(&self, parcel: Box<Parcel>, fate: Fate) -> Next {
         match (parcel.kind, fate) {
             (Kind::Reply, Fate::Confirmed) => {
                 self.metrics.replied.inc();
@@ -182,20 +181,41 @@ impl Plan {
                 parcel.envelope.settle(Verdict::Ack);
                 Next::Settled
             }
-            (Kind::Reply, Fate::Returned) => {
+            // Its sender has often gone meanwhile, and nobody waits for that queue.
+            (Kind::Reply, Fate::Returned) if parcel.outcome.status() == Status::DeadlineExceeded => {
                 let error = format!("the reply queue `{}` does not exist", queue(&parcel));
                 self.unroutable(parcel, error)
             }
             (_, Fate::Refused | Fate::Returned) if !parcel.envelope.receipt.is_current() => self.stale(),
-            (_, Fate::Refused | Fate::Returned) => {
-                parcel.attempts += 1;
-                match self.message(&parcel) {
-                    Some(message) if parcel.attempts < ATTEMPTS_MAX => {
-                        Next::PublishAfter(parcel.backoff.next(jitter), parcel, message)
-                    }
-                    Some(_) | None => self.give_up(parcel),
-                }
+            (_, Fate::Refused | Fate::Returned) => Next::HoldBack(parcel, fate),
+        }
+    }
+
+    /// The next step for a message that is held back no longer, because of `error`.
+    ///
+    /// A dead letter that the broker never takes leaves the job in its queue: at the delivery limit RabbitMQ moves it itself.
+    pub fn turn_away(&self, parcel: Box<Parcel>, error: String) -> Next {
+        match parcel.kind {
+            Kind::Reply => self.unroutable(parcel, error),
+            Kind::DeadLetter => {
+                error!(model.name = %parcel.envelope.model, "a dead letter is not taken, the job goes back: {error}");
+                parcel.envelope.settle(Verdict::Retry);
+                Next::Settled
             }
+        }
+    }
+
+    /// Where the message of a parcel goes.
+    pub fn destination(&self, parcel: &Parcel) -> Destination {
+        match parcel.kind {
+            Kind::Reply => Destination {
+                exchange: ShortString::default(),
+                routing_key: message::reply_to(&parcel.envelope).cloned().unwrap_or_default(),
+            },
+            Kind::DeadLetter => Destination {
+                exchange: self.author.names.dead_exchange(),
+                routing_key: ShortString::try_new(&*parcel.envelope.model).unwrap_or_default(),
+            },
         }
     }
 
@@ -212,13 +232,12 @@ impl Plan {
 
     /// The next step for a message that makes the broker close the channel, as it would do again.
     ///
-    /// The sender gets an error in the place of such a reply, and somebody must see the dead letter. A dead letter is tried
-    /// once more, and then the job goes back: at its delivery limit RabbitMQ moves it itself.
+    /// The sender gets an error in the place of such a reply, and somebody must see the dead letter. A dead letter is held
+    /// back: its exchange may be missing.
     pub fn outlaw(&self, mut parcel: Box<Parcel>, said: &str) -> Next {
         if !parcel.envelope.receipt.is_current() {
             return self.stale();
         }
-        parcel.attempts += 1;
         match (parcel.kind, &parcel.outcome) {
             (Kind::Reply, Outcome::Result { .. }) => {
                 let refused = JobError::ReplyRefused { said: excerpt(said) };
@@ -236,8 +255,7 @@ impl Plan {
                 let error = format!("the broker does not take the reply: {}", excerpt(said));
                 self.unroutable(parcel, error)
             }
-            (Kind::DeadLetter, _) if parcel.attempts == 1 => self.again(parcel),
-            (Kind::DeadLetter, _) => self.give_up(parcel),
+            (Kind::DeadLetter, _) => Next::HoldBack(parcel, Fate::Returned),
         }
     }
 
@@ -262,26 +280,6 @@ impl Plan {
             Kind::DeadLetter => {
                 let reason = parcel.dead.as_ref()?;
                 Some(message::dead_letter(&parcel.envelope, reason, &self.author))
-            }
-        }
-    }
-
-    /// The broker has refused a message too often.
-    fn give_up(&self, parcel: Box<Parcel>) -> Next {
-        match parcel.kind {
-            Kind::Reply => {
-                let queue = queue(&parcel);
-                let error = format!("the broker refused the reply {ATTEMPTS_MAX} times, queue `{queue}` may be full");
-                self.unroutable(parcel, error)
-            }
-            Kind::DeadLetter => {
-                error!(
-                    model.name = %parcel.envelope.model,
-                    "a dead letter was not taken by exchange {}; the job goes back to its queue",
-                    self.author.names.dead_exchange()
-                );
-                parcel.envelope.settle(Verdict::Retry);
-                Next::Settled
             }
         }
     }
@@ -315,7 +313,6 @@ impl Plan {
             return self.stale();
         }
         parcel.kind = Kind::DeadLetter;
-        parcel.attempts = 0;
         match self.message(&parcel) {
             Some(message) => Next::Publish(parcel, message),
             None => Next::Settled,
@@ -341,11 +338,8 @@ fn queue(parcel: &Parcel) -> String {
     message::reply_to(&parcel.envelope).map_or_else(String::new, |queue| excerpt(queue.as_str()))
 }
 
-/// A full queue is tried for some seconds; then the job stops holding up the worker.
-const ATTEMPTS_MAX: u32 = 6;
 /// The waits grow with the deliveries that the broker counted: some twelve seconds in all for ten, on average.
 const UNAVAILABLE_WAIT_MAX: Duration = Duration::from_secs(5);
-const REFUSED_WAIT_MAX: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests;

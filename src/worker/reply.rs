@@ -1,6 +1,5 @@
 //! Replying: the one publishing task. Every confirm is kept and looked at, and only then is a job settled.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,18 +7,20 @@ use futures_util::StreamExt;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::time::DelayQueue;
 use tracing::{error, warn};
 
 use super::decode::Envelope;
 use super::flight::{Flight, Gone, Line, Lost, open};
 use super::message::Message;
 use super::plan::{Next, Parcel, Parcels, Plan};
+use super::publish_queue::PublishQueue;
+use super::refusing::Destination;
 use super::row_headers::RowHeaders;
 use super::settle::Verdict;
+use super::trial::Trial;
 use crate::broker::backoff::Patience;
 use crate::broker::connection::Connected;
-use crate::broker::link::Link;
+use crate::broker::link::{self, Link};
 use crate::config::{ReplyConfig, TopologyConfig};
 use crate::error::JobError;
 use crate::telemetry::health::{Condition, Health};
@@ -81,106 +82,29 @@ enum Ended {
     Done,
     /// The channel is lost, and this was under way on it.
     Lost(Lost, Parcels),
-}
-
-/// What is to be published and not under way: it outlives a channel that one message closed.
-pub(super) struct Desk {
-    /// Answers that came while there was no connection.
-    early: Option<Vec<Answer>>,
-    due: Vec<Due>,
-    /// What is published with nothing else under way.
-    alone: VecDeque<Due>,
-    /// What takes the place of a message over which the broker closed the connection; due on the next.
-    instead: Vec<Due>,
-    /// What the broker refused and is to be offered again.
-    refused: DelayQueue<Due>,
-    resting: Resting,
-}
-
-/// Jobs that go back to their queues, each in its time; all at once when the worker stops.
-#[derive(Default)]
-struct Resting(DelayQueue<Box<Envelope>>);
-
-impl Resting {
-    fn end(&mut self) {
-        while let Some(key) = self.0.peek() {
-            self.0.remove(&key).into_inner().settle(Verdict::Retry);
-        }
-    }
-}
-
-impl Drop for Resting {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
-impl Desk {
-    fn new() -> Self {
-        Self {
-            early: None,
-            due: Vec::new(),
-            alone: VecDeque::new(),
-            instead: Vec::new(),
-            refused: DelayQueue::new(),
-            resting: Resting::default(),
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.due.is_empty() && self.alone.is_empty() && self.refused.is_empty()
-    }
-
-    /// What may be published now, beside what is under way.
-    fn departing(&mut self, flight: &Flight) -> Vec<Due> {
-        if flight.carries_one_alone() {
-            return Vec::new();
-        }
-        if flight.is_empty() && self.due.is_empty() {
-            return self.alone.pop_front().into_iter().collect();
-        }
-        std::mem::take(&mut self.due)
-    }
-
-    /// Puts the next step of a job where it belongs.
-    pub(super) fn follow(&mut self, next: Next, metrics: &ReplyMetrics) {
-        match next {
-            Next::Publish(parcel, message) if parcel.flies_alone() => self.alone.push_back((parcel, message)),
-            Next::Publish(parcel, message) => self.due.push((parcel, message)),
-            Next::PublishAfter(wait, parcel, message) => {
-                metrics.refused.inc();
-                self.refused.insert((parcel, message), wait);
-            }
-            Next::RetryAfter(mut backoff, envelope) => {
-                self.resting.0.insert(envelope, backoff.next(fastrand::f64()));
-            }
-            Next::Settled => {}
-        }
-    }
-
-    /// Gives the jobs back to their queues: dropped, they would stay with this worker until its consuming channel closes.
-    fn give_back(&mut self) {
-        for (parcel, _) in self.due.drain(..).chain(self.alone.drain(..)) {
-            parcel.give_back();
-        }
-        while let Some(key) = self.refused.peek() {
-            let (parcel, _) = self.refused.remove(&key).into_inner();
-            parcel.give_back();
-        }
-    }
+    /// Nothing is under way on it, and another is better.
+    Stale(Box<Flight>),
 }
 
 impl Reply {
     /// Publishes until there are no more answers and every one is settled, or there is no link any more.
     pub async fn run(mut self) {
         let mut patience = Patience::new(self.reconnect_max);
-        let mut desk = Desk::new();
+        let mut lost: Option<Arc<Connected>> = None;
+        let mut desk = PublishQueue::new(self.config.unavailable_max, self.metrics.clone(), self.health.clone());
         while let Some(connection) = self.connection(&mut desk.early).await {
             let since = Instant::now();
             let Err(Gone { failure, reason, .. }) = self.publish_on(&connection, &mut desk).await else {
                 return;
             };
             desk.give_back();
+            // A second channel on it that came to nothing: the connection may be the reason.
+            if lost
+                .replace(connection.clone())
+                .is_some_and(|last| Arc::ptr_eq(&last, &connection))
+            {
+                link::give_up(&connection);
+            }
             self.health.set(Condition::Publishing, &reason);
             warn!("the publishing channel is lost: {reason}; unconfirmed jobs go back to their queues");
             if since.elapsed() > STABLE {
@@ -207,13 +131,17 @@ impl Reply {
     ///
     /// # Errors
     /// Nothing more can be published here; what was under way has gone back to its queues.
-    async fn publish_on(&mut self, connection: &Arc<Connected>, desk: &mut Desk) -> Result<(), Gone> {
-        desk.due.append(&mut desk.instead);
+    async fn publish_on(&mut self, connection: &Arc<Connected>, desk: &mut PublishQueue) -> Result<(), Gone> {
+        desk.ready.append(&mut desk.instead);
         loop {
             let line = open(connection, self.config.confirm_timeout).await?;
             self.health.clear(&Condition::Publishing);
             match self.publish(connection, line, desk).await {
                 Ended::Done => return Ok(()),
+                Ended::Stale(flight) => {
+                    flight.close().await;
+                    desk.channel_is_stale = false;
+                }
                 Ended::Lost(Lost::Closed(said), under_way) => {
                     warn!("the broker closed the publishing channel: {said}; looking for the message it does not take");
                     self.sift(connection, said, under_way, desk).await?;
@@ -227,7 +155,7 @@ impl Reply {
     }
 
     /// Gives back what was under way on a connection that is gone, unless the broker closed it over that very message.
-    fn leave(&self, gone: &Gone, under_way: Parcels, desk: &mut Desk) {
+    fn leave(&self, gone: &Gone, under_way: Parcels, desk: &mut PublishQueue) {
         let is_to_blame = gone.over_us && under_way.len() == 1;
         for parcel in under_way {
             if is_to_blame && parcel.flies_alone() {
@@ -241,7 +169,7 @@ impl Reply {
         }
     }
 
-    async fn publish(&mut self, connection: &Arc<Connected>, line: Line, desk: &mut Desk) -> Ended {
+    async fn publish(&mut self, connection: &Arc<Connected>, line: Line, desk: &mut PublishQueue) -> Ended {
         let mut flight = Flight::new(
             line,
             connection.clone(),
@@ -253,25 +181,35 @@ impl Reply {
         let departing = desk.departing(&flight);
         let mut lost = flight.send(departing).await.err();
         while lost.is_none() && (more || !flight.is_empty() || !desk.is_empty()) {
-            let is_clear = desk.alone.is_empty() && !flight.carries_one_alone();
-            let room = is_clear && flight.len() + desk.refused.len() < self.config.unconfirmed_max.get();
+            if desk.channel_is_stale && flight.is_empty() {
+                return Ended::Stale(Box::new(flight));
+            }
+            let is_clear = desk.exclusive.is_empty() && !flight.carries_one_alone() && !desk.channel_is_stale;
+            let room = is_clear && flight.len() < self.config.unconfirmed_max.get();
+            let due = desk.refusing.next_due();
             lost = tokio::select! {
                 biased;
                 landed = flight.landed(), if !flight.is_empty() => {
                     for (parcel, fate) in landed.settled {
-                        desk.follow(self.plan.after(parcel, fate, fastrand::f64()), &self.metrics);
+                        desk.landed(parcel, fate, &self.plan);
                     }
                     landed.lost
                 }
-                Some(again) = desk.refused.next(), if !desk.refused.is_empty() => {
-                    desk.due.push(again.into_inner());
+                Some(tried) = desk.trials.join_next(), if !desk.trials.is_empty() => {
+                    if let Ok((destination, parcel, finding)) = tried {
+                        desk.tried(&destination, parcel, finding, &self.plan);
+                    }
                     None
                 }
-                () = self.stop.cancelled(), if !desk.resting.0.is_empty() => {
-                    desk.resting.end();
+                () = until(due), if due.is_some() => {
+                    desk.try_refusing(&self.plan, |destination, look_first| self.trial(connection, destination, look_first));
                     None
                 }
-                Some(rested) = desk.resting.0.next(), if !desk.resting.0.is_empty() => {
+                () = self.stop.cancelled(), if !desk.stopping => {
+                    desk.stop();
+                    None
+                }
+                Some(rested) = desk.delayed.0.next(), if !desk.delayed.0.is_empty() => {
                     rested.into_inner().settle(Verdict::Retry);
                     None
                 }
@@ -280,13 +218,16 @@ impl Reply {
                 answers = next(&mut desk.early, &mut self.answers), if more && room => {
                     more = answers.is_some();
                     let answers = answers.unwrap_or_default();
-                    desk.due.reserve(answers.len());
+                    desk.ready.reserve(answers.len());
                     for answer in answers {
-                        desk.follow(self.plan.start(answer), &self.metrics);
+                        desk.follow(self.plan.start(answer), &self.plan);
                     }
                     None
                 }
-                _ = look.tick(), if !flight.is_empty() => flight.overdue(),
+                _ = look.tick() => {
+                    let refused = desk.report().then(|| self.refused(connection));
+                    flight.overdue().or(refused)
+                }
             };
             if lost.is_none() {
                 let departing = desk.departing(&flight);
@@ -297,6 +238,30 @@ impl Reply {
             None => Ended::Done,
             Some(lost) => Ended::Lost(lost, flight.into_parcels()),
         }
+    }
+
+    fn trial(&self, connection: &Arc<Connected>, destination: Destination, look_first: bool) -> Trial {
+        Trial {
+            connection: connection.clone(),
+            topology: self.topology.clone(),
+            confirm_timeout: self.config.confirm_timeout,
+            metrics: self.metrics.clone(),
+            destination,
+            look_first,
+        }
+    }
+
+    /// Another connection may lead to another node.
+    fn refused(&self, connection: &Arc<Connected>) -> Lost {
+        link::give_up(connection);
+        "the broker refuses everything that is published".to_owned().into()
+    }
+}
+
+/// Waits for a moment, if there is one.
+async fn until(moment: Option<Instant>) {
+    if let Some(moment) = moment {
+        tokio::time::sleep_until(moment).await;
     }
 }
 
@@ -321,51 +286,10 @@ mod tests {
     use lapin::BasicProperties;
     use tokio::sync::mpsc::{self, Sender};
 
-    use super::super::plan::Fate;
     use super::super::testing::{Jobs, plan};
     use super::*;
     use crate::broker::link::Live;
     use crate::config::Config;
-
-    #[tokio::test]
-    async fn refused_replies_go_back_to_their_queues_when_the_channel_is_lost() {
-        let mut jobs = Jobs::new();
-        let plan = plan(&jobs);
-        let mut desk = Desk::new();
-        for wait in [0, 60] {
-            let Next::Publish(parcel, _) = plan.start(answer(&jobs)) else {
-                panic!("no reply");
-            };
-            let Next::PublishAfter(_, parcel, reply) = plan.after(parcel, Fate::Refused, 0.5) else {
-                panic!("given up at once");
-            };
-            desk.refused.insert((parcel, reply), Duration::from_secs(wait));
-        }
-
-        desk.give_back();
-
-        assert_eq!(jobs.verdicts(), [Verdict::GiveBack, Verdict::GiveBack]);
-        assert_eq!(jobs.metrics.receipts.dropped.get(), 0);
-    }
-
-    #[tokio::test]
-    async fn jobs_that_rest_go_back_in_their_time_and_all_at_once_in_the_end() {
-        let mut jobs = Jobs::new();
-        let mut resting = Resting::default();
-        for wait in [0, 60_000, 120_000] {
-            let envelope = jobs.envelope(BasicProperties::default(), Bytes::new());
-            resting.0.insert(envelope, Duration::from_millis(wait));
-        }
-
-        let first = resting.0.next().await.unwrap().into_inner();
-        first.settle(Verdict::Retry);
-        let in_time = jobs.verdicts();
-        drop(resting);
-
-        assert_eq!(in_time, [Verdict::Retry]);
-        assert_eq!(jobs.verdicts(), [Verdict::Retry, Verdict::Retry]);
-        assert_eq!(jobs.metrics.receipts.dropped.get(), 0);
-    }
 
     #[tokio::test]
     async fn without_a_connection_and_without_answers_there_is_nothing_to_wait_for() {

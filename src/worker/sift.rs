@@ -8,15 +8,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use lapin::Connection;
-use tracing::{error, warn};
+use tracing::error;
 
 use super::flight::{Flight, Gone, Lost, open};
 use super::plan::{Next, Parcel, Parcels};
-use super::reply::{Desk, LOOK, Reply};
+use super::publish_queue::PublishQueue;
+use super::reply::{LOOK, Reply};
 use crate::broker::connection::Connected;
-use crate::broker::topology;
-use crate::error::chain;
 
 /// Groups of messages, one of which closed a channel.
 #[derive(Default)]
@@ -57,7 +55,7 @@ impl Reply {
         connection: &Arc<Connected>,
         said: String,
         under_way: Parcels,
-        desk: &mut Desk,
+        desk: &mut PublishQueue,
     ) -> Result<(), Gone> {
         let mut suspects = Suspects::default();
         let mut closed = Some((said, under_way));
@@ -65,7 +63,7 @@ impl Reply {
             if let Some((said, group)) = closed.take()
                 && let Some(culprit) = suspects.closed(group)
             {
-                self.outlaw(connection, culprit, &said, desk).await;
+                self.outlaw(culprit, &said, desk);
             }
             let Some(group) = suspects.next() else { return Ok(()) };
             match self.publish_alone(connection, group, desk).await {
@@ -80,26 +78,14 @@ impl Reply {
         }
     }
 
-    async fn outlaw(&self, connection: &Connection, culprit: Box<Parcel>, said: &str, desk: &mut Desk) {
+    fn outlaw(&self, culprit: Box<Parcel>, said: &str, desk: &mut PublishQueue) {
         let model = culprit.envelope.model.clone();
         error!(
             model.name = %model,
             "the broker closes the channel for the {} of a job: {said}",
             culprit.kind_name()
         );
-        let next = self.plan.outlaw(culprit, said);
-        if let Next::Publish(parcel, _) = &next
-            && parcel.is_dead_letter()
-        {
-            // What it is for may be gone: a deleted exchange is declared again, if that is ours to do.
-            let preparing = topology::prepare(connection, &self.topology, [&*model]);
-            match tokio::time::timeout(self.config.confirm_timeout, preparing).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => warn!("the place of the dead letters is not there: {}", chain(&error)),
-                Err(_) => warn!("the place of the dead letters could not be declared in time"),
-            }
-        }
-        desk.follow(next, &self.metrics);
+        desk.follow(self.plan.outlaw(culprit, said), &self.plan);
     }
 
     /// Publishes messages on a channel that carries nothing else, and waits for all confirms.
@@ -107,7 +93,7 @@ impl Reply {
         &self,
         connection: &Arc<Connected>,
         group: Parcels,
-        desk: &mut Desk,
+        desk: &mut PublishQueue,
     ) -> Result<(), (Lost, Parcels)> {
         let line = match open(connection, self.config.confirm_timeout).await {
             Ok(line) => line,
@@ -131,7 +117,7 @@ impl Reply {
             lost = tokio::select! {
                 landed = flight.landed() => {
                     for (parcel, fate) in landed.settled {
-                        desk.follow(self.plan.after(parcel, fate, fastrand::f64()), &self.metrics);
+                        desk.landed(parcel, fate, &self.plan);
                     }
                     landed.lost
                 }
@@ -197,7 +183,7 @@ mod tests {
         };
         match plan.start(answer) {
             Next::Publish(parcel, _) => parcel,
-            Next::PublishAfter(..) | Next::RetryAfter(..) | Next::Settled => panic!("no reply"),
+            Next::HoldBack(..) | Next::RetryAfter(..) | Next::Settled => panic!("no reply"),
         }
     }
 

@@ -270,7 +270,7 @@ async fn a_full_reply_queue_is_tried_again_and_then_the_job_is_a_dead_letter() {
         let error = letter.header("inferq-error").expect("a sentence");
         assert!(error.contains(&replies) && error.contains("full"), "{error}");
     }
-    assert!(value(&metrics, "inferq_publishes_refused_total") >= 3.0 * 5.0);
+    assert!(value(&metrics, "inferq_publishes_refused_total") >= 1.0);
     assert_eq!(scene.waiting(&replies).await, 1);
     scene.until_waiting(&scene.queue("slow"), 0).await;
 }
@@ -567,11 +567,12 @@ async fn a_dead_letter_whose_exchange_stays_gone_keeps_its_job_in_the_queue() {
         .await;
     worker
         .logged("the fault to be told", |line| {
-            line.contains("was not taken by exchange").then_some(())
+            line.contains("is not available: NOT_FOUND").then_some(())
         })
         .await;
     let good = || Request::new([Tensor::fp32("x", &[[0.5; 4]])]).msgpack();
     let reply = producer.call(scene.job("affine", good())).await;
+    let unready = worker.unready_because("dead letters").await;
     worker.drain().await;
     // Whoever brings the exchange back finds the job among the dead letters, or a worker takes it there.
     let second = scene.worker("affine").start().await;
@@ -579,6 +580,7 @@ async fn a_dead_letter_whose_exchange_stays_gone_keeps_its_job_in_the_queue() {
     second.drain().await;
 
     assert_eq!(reply.status(), "OK");
+    assert!(unready.contains(&dead), "{unready}");
     let id = letters[0].properties.message_id().as_ref().map(ToString::to_string);
     assert_eq!(id.as_deref(), Some("bad"));
 }

@@ -33,18 +33,25 @@ impl Desk {
         }
     }
 
-    /// What is published for an answer, if its messages meet these fates, and the verdict.
+    /// What is published for an answer, if its messages meet these fates, and the verdict. What is not taken is turned away.
     fn play(&mut self, answer: Answer, fates: &[Fate]) -> (Vec<String>, Vec<Verdict>) {
         let mut published = Vec::new();
         let mut fates = fates.iter();
         let mut next = self.plan.start(answer);
-        while let Next::Publish(parcel, message) | Next::PublishAfter(_, parcel, message) = next {
-            published.push(shown(&message));
-            let fate = fates.next().copied().unwrap_or(Fate::Confirmed);
-            next = self.plan.after(parcel, fate, 0.5);
-        }
-        if let Next::RetryAfter(_, envelope) = next {
-            envelope.settle(Verdict::Retry);
+        loop {
+            next = match next {
+                Next::Publish(parcel, message) => {
+                    published.push(shown(&message));
+                    self.plan
+                        .after(parcel, fates.next().copied().unwrap_or(Fate::Confirmed))
+                }
+                Next::HoldBack(parcel, _) => self.plan.turn_away(parcel, "it takes nothing".to_owned()),
+                Next::RetryAfter(_, envelope) => {
+                    envelope.settle(Verdict::Retry);
+                    break;
+                }
+                Next::Settled => break,
+            };
         }
         (published, self.jobs.verdicts())
     }
@@ -82,29 +89,23 @@ fn a_late_job_never_goes_to_the_dead_letters_even_if_nobody_waits_for_its_reply_
 }
 
 #[test]
-fn a_dead_letter_for_an_unroutable_reply_names_the_queue() {
-    for (fate, text) in [
-        (Fate::Returned, "the reply queue `gone` does not exist"),
-        (
-            Fate::Refused,
-            "the broker refused the reply 6 times, queue `gone` may be full",
-        ),
-    ] {
+fn a_dead_letter_says_why_its_reply_was_turned_away() {
+    for fate in [Fate::Returned, Fate::Refused] {
         let desk = Desk::new(Unroutable::DeadLetter);
-        let mut next = desk.plan.start(desk.answer(Some("gone"), result()));
-        let message = loop {
-            match next {
-                Next::Publish(_, message) if message.exchange.as_str() == "inferq.dead" => break message,
-                Next::Publish(parcel, _) | Next::PublishAfter(_, parcel, _) => {
-                    next = desk.plan.after(parcel, fate, 0.5);
-                }
-                Next::RetryAfter(..) | Next::Settled => panic!("no dead letter"),
-            }
+        let Next::Publish(parcel, _) = desk.plan.start(desk.answer(Some("gone"), result())) else {
+            panic!("no reply");
+        };
+
+        let Next::HoldBack(parcel, held) = desk.plan.after(parcel, fate) else {
+            panic!("not held back");
+        };
+        let Next::Publish(_, message) = desk.plan.turn_away(parcel, "the reply queue `gone` is full".to_owned()) else {
+            panic!("no dead letter");
         };
 
         let headers = message.properties.headers().as_ref().unwrap();
         let error = headers.inner()["inferq-error"].as_long_string().unwrap().to_string();
-        assert_eq!(error, text);
+        assert_eq!((held, &*error), (fate, "the reply queue `gone` is full"));
     }
 }
 
@@ -159,7 +160,7 @@ fn once_the_jobs_channel_is_gone_nothing_more_is_published_for_it() {
         };
 
         desk.jobs.lose_channel();
-        let next = desk.plan.after(parcel, fate, 0.5);
+        let next = desk.plan.after(parcel, fate);
 
         assert!(matches!(next, Next::Settled), "{fate:?}");
         assert_eq!(desk.plan.metrics.stale.get(), 1);
@@ -190,7 +191,7 @@ fn a_result_is_acked_once_its_reply_is_confirmed() {
     };
 
     let before = desk.jobs.verdicts();
-    let next = desk.plan.after(parcel, Fate::Confirmed, 0.5);
+    let next = desk.plan.after(parcel, Fate::Confirmed);
 
     assert_eq!(before, []);
     assert!(matches!(next, Next::Settled));
@@ -277,48 +278,14 @@ fn an_unroutable_reply_is_kept_or_dropped_as_configured_but_never_hides_a_failur
 }
 
 #[test]
-fn a_refused_reply_is_tried_again_after_growing_waits_and_then_dead_lettered() {
-    let mut desk = Desk::new(Unroutable::DeadLetter);
-    let mut waits = Vec::new();
-    let mut next = desk.plan.start(desk.answer(Some("replies"), result()));
-
-    let dead = loop {
-        next = match next {
-            Next::Publish(_, message) if shown(&message).starts_with("dead") => break message,
-            Next::Publish(parcel, _) => desk.plan.after(parcel, Fate::Refused, 1.0),
-            Next::PublishAfter(wait, parcel, _) => {
-                waits.push(wait.as_millis());
-                desk.plan.after(parcel, Fate::Refused, 1.0)
-            }
-            Next::RetryAfter(..) | Next::Settled => panic!("settled while refused"),
-        };
-    };
-
-    assert_eq!(waits, [100, 200, 400, 800, 1600]);
-    assert_eq!(shown(&dead), "dead UNROUTABLE_REPLY");
-    assert_eq!(desk.jobs.verdicts(), []);
-}
-
-#[test]
-fn a_reply_that_is_taken_at_the_second_try_is_as_good_as_any() {
-    let mut desk = Desk::new(Unroutable::DeadLetter);
-    let answer = desk.answer(Some("replies"), result());
-
-    let (published, verdicts) = desk.play(answer, &[Fate::Refused, Fate::Confirmed]);
-
-    assert_eq!(published, ["replies inferq.result", "replies inferq.result"]);
-    assert_eq!(verdicts, [Verdict::Ack]);
-}
-
-#[test]
-fn a_dead_letter_that_nobody_takes_leaves_the_job_in_its_queue() {
+fn a_dead_letter_that_is_never_taken_leaves_the_job_in_its_queue() {
     for fate in [Fate::Refused, Fate::Returned] {
         let mut desk = Desk::new(Unroutable::DeadLetter);
         let answer = desk.answer(None, failed(JobError::Failed("it failed".to_owned())));
 
-        let (published, verdicts) = desk.play(answer, &[fate; 10]);
+        let (published, verdicts) = desk.play(answer, &[fate]);
 
-        assert_eq!(published, ["dead INTERNAL"; ATTEMPTS_MAX as usize]);
+        assert_eq!(published, ["dead INTERNAL"]);
         assert_eq!(verdicts, [Verdict::Retry]);
         assert_eq!(desk.jobs.metrics.model("pair").dead_letters(), 0);
     }

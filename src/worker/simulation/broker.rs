@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use fastrand::Rng;
 
 use super::super::message::Message;
+use super::super::refusing::Finding;
 use super::super::settle::{DeliveryTag, Frame};
 use super::super::unconfirmed::{Address, Confirmed, Number};
 use super::event::Event;
@@ -220,7 +221,7 @@ impl Broker {
             let made = match state {
                 QueueState::Open => Made::Enqueued,
                 QueueState::Full => Made::Refused,
-                QueueState::Missing => Made::Returned,
+                QueueState::Missing | QueueState::Away => Made::Returned,
                 QueueState::Gone => {
                     publishing.over_message = true;
                     publishing.close(oracle);
@@ -235,6 +236,52 @@ impl Broker {
             publishing.unconfirmed.insert(number, (attempt, what, made));
         }
         Ok(())
+    }
+
+    /// Publishes one message on a channel of its own and looks why it is not taken, if it is not.
+    pub fn try_alone(
+        &self,
+        number: AttemptNumber,
+        message: &Message,
+        look_first: bool,
+        oracle: &mut Oracle,
+        rng: &mut Rng,
+    ) -> Checked<Finding> {
+        if self.blocked {
+            return Ok(Finding::Lost);
+        }
+        let (what, state) = self.destination(number, message, oracle)?;
+        let missing = match (what, state) {
+            (What::Reply, QueueState::Missing) => Some(Finding::Gone),
+            (What::DeadLetter, QueueState::Missing | QueueState::Gone) => {
+                Some(Finding::Away("it is missing".to_owned()))
+            }
+            (_, QueueState::Away) => Some(Finding::Away("its node is down".to_owned())),
+            (_, QueueState::Open | QueueState::Full | QueueState::Gone) => None,
+        };
+        if look_first && let Some(missing) = missing {
+            return Ok(missing);
+        }
+        let (made, finding) = match state {
+            QueueState::Open => (Made::Enqueued, Finding::Taken),
+            // Sometimes nothing is seen of the reason.
+            QueueState::Full if rng.bool() => (Made::Refused, Finding::Refused),
+            QueueState::Full => (Made::Refused, Finding::Full { messages: 1 }),
+            QueueState::Missing | QueueState::Away => (Made::Returned, missing.unwrap_or(Finding::Refused)),
+            QueueState::Gone => {
+                oracle.saw(Event::ClosedOverMessage);
+                return Ok(missing.unwrap_or_else(|| Finding::Unacceptable("it is too large".to_owned())));
+            }
+        };
+        oracle.published(number, what, made)?;
+        if made == Made::Enqueued {
+            if rng.u8(..8) == 0 {
+                oracle.published_again(number);
+                return Ok(Finding::Lost);
+            }
+            oracle.confirmed(number, what);
+        }
+        Ok(finding)
     }
 
     /// Where a message goes; it must be what the job of the attempt asked for.

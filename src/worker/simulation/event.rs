@@ -6,6 +6,10 @@ pub enum Event {
     Enqueued,
     Returned,
     Refused,
+    /// Its destination takes nothing at the moment.
+    HeldBack,
+    /// A reply that is held back no longer, or not at all.
+    TurnedAway,
     /// A confirm carries the return of another message.
     CarriedByAnother,
     /// A refusal carries a return.
@@ -30,10 +34,12 @@ pub enum Event {
 }
 
 impl Event {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::Enqueued,
         Self::Returned,
         Self::Refused,
+        Self::HeldBack,
+        Self::TurnedAway,
         Self::CarriedByAnother,
         Self::CarriedByRefusal,
         Self::Redelivered,

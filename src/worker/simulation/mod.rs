@@ -247,7 +247,7 @@ fn worker_step(step: Step, worker: &mut Worker, world: &mut World<'_>) -> Checke
         Step::Take(count) => worker.take(count, world)?,
         Step::Batch => worker.batch(world)?,
         Step::Reply => worker.reply(world),
-        Step::Retry => worker.retry(world),
+        Step::Retry => worker.retry(world)?,
         Step::Land => worker.land(world)?,
         Step::Settle => worker.settle(world)?,
         Step::Reopen => worker.reopen(world.moment.now),
@@ -275,6 +275,6 @@ fn worker_step(step: Step, worker: &mut Worker, world: &mut World<'_>) -> Checke
     Ok(())
 }
 
-/// Rounds until all must be done. A poisonous job takes two deliveries, a job that is too heavy six, a refused reply six
-/// attempts; there are fewer than ninety jobs.
+/// Rounds until all must be done. A poisonous job takes two deliveries, a job that is too heavy six, a held reply
+/// half a minute; there are fewer than ninety jobs.
 const ROUNDS_MAX: usize = 3_000;

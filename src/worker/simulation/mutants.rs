@@ -39,6 +39,10 @@ pub enum Mutant {
     NotBisected,
     /// What was refused is dropped when the publishing channel is lost.
     RefusedDropped,
+    /// What is held back counts as confirmed.
+    HeldTakenForConfirmed,
+    /// A drain forgets what is held back.
+    HeldWhileDraining,
     /// A drain leaves out what waits for an engine.
     DrainDropsBatch,
     /// The memory of a job is not given back.
@@ -136,6 +140,8 @@ caught! {
     a_slice_that_is_sent_twice_is_seen: SliceRepeated breaks "I4",
     a_batch_that_is_not_bisected_is_seen: NotBisected breaks "I7",
     a_refused_reply_dropped_with_its_channel_is_seen: RefusedDropped breaks "I1",
+    a_held_reply_taken_for_a_confirmed_one_is_seen: HeldTakenForConfirmed breaks "I2",
+    a_drain_that_forgets_held_replies_is_seen: HeldWhileDraining breaks "I6",
     a_drain_that_drops_what_is_held_is_seen: DrainDropsBatch breaks "I6",
     a_verdict_without_room_is_seen: WindowTakenForExact breaks "I1" | "I6",
     memory_that_is_not_given_back_is_seen: MemoryKept breaks "I1" | "I3",

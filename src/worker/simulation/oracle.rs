@@ -57,6 +57,8 @@ pub struct Attempt {
     status: Option<Status>,
     reply: Sent,
     dead: Sent,
+    /// Its reply was held back, and then no longer.
+    turned_away: bool,
     acked: bool,
 }
 
@@ -286,6 +288,13 @@ impl Oracle {
         self.jobs[self.attempts[number].job].kind == Kind::HugeReply && !is_error(message)
     }
 
+    /// A reply is held back no longer, or not at all: as if its queue had refused it.
+    pub fn turned_away(&mut self, number: AttemptNumber) {
+        self.attempts[number].reply.refused += 1;
+        self.attempts[number].turned_away = true;
+        self.saw(Event::TurnedAway);
+    }
+
     /// A message of which nobody knows whether it went out goes out once more.
     pub fn published_again(&mut self, number: AttemptNumber) {
         self.jobs[self.attempts[number].job].again += 1;
@@ -392,7 +401,8 @@ impl Oracle {
         let replied = attempt.reply.confirmed > 0;
         let unroutable = attempt.reply.returned + attempt.reply.refused > 0;
         let dead = attempt.dead.confirmed > 0;
-        if self.jobs[attempt.job].kind == Kind::HugeReply && status == Status::Ok && wants_reply {
+        let is_huge = self.jobs[attempt.job].kind == Kind::HugeReply && status == Status::Ok;
+        if is_huge && wants_reply && !attempt.turned_away {
             return dead && (replied || unroutable);
         }
         match status {

@@ -63,6 +63,8 @@ pub enum QueueState {
     Full,
     /// Whatever comes is returned.
     Missing,
+    /// Whatever comes is returned as well, but the queue is there and its node is not.
+    Away,
     /// Its exchange is missing as well: the broker closes the channel over what comes.
     Gone,
 }
@@ -250,7 +252,12 @@ fn fault(rng: &mut Rng) -> Step {
 }
 
 fn queue_state(rng: &mut Rng) -> QueueState {
-    [QueueState::Open, QueueState::Full, QueueState::Missing][rng.usize(..3)]
+    [
+        QueueState::Open,
+        QueueState::Full,
+        QueueState::Missing,
+        QueueState::Away,
+    ][rng.usize(..4)]
 }
 
 /// `limits.body_bytes_max` of all schedules.

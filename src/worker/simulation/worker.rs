@@ -19,8 +19,9 @@ use super::super::decode::{Envelope, Job, Lane, Limits, Moment, Served, decode_a
 use super::super::hardware::Hardware;
 use super::super::infer::{Engine, Inference};
 use super::super::lane_rows::LaneRows;
-use super::super::message::{Author, Message};
+use super::super::message::Author;
 use super::super::plan::{Fate, Next, Parcel, Parcels, Plan};
+use super::super::refusing::{Destination, Finding, GivenUp, Refusing};
 use super::super::reply::Answer;
 use super::super::row_headers::RowHeaders;
 use super::super::rows_limit::RowsLimit;
@@ -55,7 +56,7 @@ pub struct Worker {
     inference: Inference,
     answers: VecDeque<Vec<Answer>>,
     plan: Plan,
-    refused: Vec<(Instant, Box<Parcel>, Message)>,
+    refusing: Refusing,
     consuming: Option<(Consuming, Receipts, Settler)>,
     publishing: Option<(Publishing, Unconfirmed)>,
     /// Those of lost channels, for a worker that confuses them.
@@ -95,6 +96,7 @@ impl Worker {
             hurry: Hurry::here(),
             metrics: metrics.lane(MODEL, "1"),
         });
+        metrics.model(MODEL).prefetch.set(setting.prefetch.into());
         let (jobs, lane_receiver) = mpsc::channel(LANE_MAX);
         let (idle, _) = mpsc::channel(1);
         let (answers, _) = mpsc::channel(1);
@@ -138,7 +140,7 @@ impl Worker {
                 uncounted: setting.classic,
                 metrics: metrics.reply.clone(),
             },
-            refused: Vec::new(),
+            refusing: Refusing::new(UNAVAILABLE_MAX),
             consuming: None,
             publishing: None,
             old: Vec::new(),
@@ -312,7 +314,7 @@ impl Worker {
         let Some((_, unconfirmed)) = &self.publishing else {
             return;
         };
-        if unconfirmed.len() + self.refused.len() >= self.setting.unconfirmed_max {
+        if unconfirmed.len() >= self.setting.unconfirmed_max {
             return;
         }
         for answer in self.answers.pop_front().unwrap_or_default() {
@@ -321,31 +323,79 @@ impl Worker {
         }
     }
 
-    /// Offers again what was refused, once its time has come.
-    pub fn retry(&mut self, world: &mut World<'_>) {
+    /// `PublishQueue::try_refusing` and `PublishQueue::tried`, as if each trial ended at once.
+    pub fn retry(&mut self, world: &mut World<'_>) -> Checked {
         if self.publishing.is_none() {
-            return;
+            return Ok(());
         }
         let now = world.moment.now;
-        let (due, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.refused)
-            .into_iter()
-            .partition(|(again, ..)| *again <= now);
-        self.refused = rest;
-        for (_, parcel, message) in due {
-            self.follow(Next::Publish(parcel, message), world);
+        while let Some((destination, parcel, look_first)) = self.refusing.take_due(now) {
+            let Next::Publish(parcel, message) = self.plan.again(parcel) else {
+                self.refusing.untried(&destination, now);
+                continue;
+            };
+            let number = attempt(&parcel.envelope);
+            let finding = world
+                .broker
+                .try_alone(number, &message, look_first, world.oracle, world.rng)?;
+            self.tried(&destination, parcel, finding, world);
+        }
+        let given_up = self.refusing.expire(now);
+        self.turn_away(given_up, world);
+        Ok(())
+    }
+
+    fn tried(&mut self, destination: &Destination, parcel: Box<Parcel>, finding: Finding, world: &mut World<'_>) {
+        let (now, jitter) = (world.moment.now, world.rng.f64());
+        let learned = self.refusing.found(destination, parcel, finding, now, jitter);
+        if let Some(parcel) = learned.taken {
+            let next = self.plan.after(parcel, Fate::Confirmed);
+            self.follow(next, world);
+        }
+        if let Some((parcel, said)) = learned.unacceptable {
+            let next = self.plan.outlaw(parcel, &said);
+            self.follow(next, world);
+        }
+        for parcel in learned.released {
+            let next = self.plan.again(parcel);
+            self.follow(next, world);
+        }
+        self.turn_away(learned.given_up, world);
+    }
+
+    fn turn_away(&mut self, given_up: Vec<GivenUp>, world: &mut World<'_>) {
+        for GivenUp { parcel, reason } in given_up {
+            world.oracle.turned_away(attempt(&parcel.envelope));
+            let next = self.plan.turn_away(parcel, reason);
+            self.follow(next, world);
+        }
+    }
+
+    fn hold(&mut self, parcel: Box<Parcel>, fate: Option<Fate>, world: &mut World<'_>) {
+        if self.draining && !self.has(Mutant::HeldWhileDraining) {
+            return parcel.give_back();
+        }
+        world.oracle.saw(Event::HeldBack);
+        let destination = self.plan.destination(&parcel);
+        let (now, jitter) = (world.moment.now, world.rng.f64());
+        if let Err(given_up) = self.refusing.hold(parcel, destination, fate, now, jitter) {
+            self.turn_away(vec![given_up], world);
         }
     }
 
     fn follow(&mut self, next: Next, world: &mut World<'_>) {
         match next {
             Next::Publish(parcel, message) => {
+                if self.refusing.is_refusing(&Destination::of(&message)) {
+                    return self.hold(parcel, None, world);
+                }
                 let Some((publishing, unconfirmed)) = &mut self.publishing else {
                     return parcel.give_back();
                 };
                 let number = attempt(&parcel.envelope);
                 if self.mutant == Some(Mutant::AckBeforeConfirm) {
                     publishing.wire.push_back((world.rng.u64(..), number, message));
-                    let next = self.plan.after(parcel, Fate::Confirmed, 0.0);
+                    let next = self.plan.after(parcel, Fate::Confirmed);
                     return self.follow(next, world);
                 }
                 let place = unconfirmed.hold(parcel, Address::of(&message), world.moment.now);
@@ -353,9 +403,11 @@ impl Worker {
                     publishing.wire.push_back((place, number, message));
                 }
             }
-            Next::PublishAfter(wait, parcel, message) => {
-                self.refused.push((world.moment.now + wait, parcel, message));
+            Next::HoldBack(parcel, _) if self.has(Mutant::HeldTakenForConfirmed) => {
+                let next = self.plan.after(parcel, Fate::Confirmed);
+                self.follow(next, world);
             }
+            Next::HoldBack(parcel, fate) => self.hold(parcel, Some(fate), world),
             // The pause says when, not what: here the job goes back at once.
             Next::RetryAfter(_, envelope) => envelope.settle(Verdict::Retry),
             Next::Settled => {}
@@ -384,7 +436,7 @@ impl Worker {
             return Err(format!("I1: a return that nobody waits for: {strays:?}"));
         }
         for landed in landed {
-            let next = self.plan.after(landed.parcel, landed.fate, world.rng.f64());
+            let next = self.plan.after(landed.parcel, landed.fate);
             self.follow(next, world);
         }
         match (closed, over_message) {
@@ -438,7 +490,7 @@ impl Worker {
         }
         let (landed, _) = unconfirmed.confirm(publishing.confirms);
         for landed in landed {
-            nexts.push(self.plan.after(landed.parcel, landed.fate, world.rng.f64()));
+            nexts.push(self.plan.after(landed.parcel, landed.fate));
         }
         Ok(publishing.closed.then(|| unconfirmed.into_parcels().collect()))
     }
@@ -450,12 +502,12 @@ impl Worker {
         };
         for parcel in unconfirmed.into_parcels() {
             if self.has(Mutant::LostChannelConfirms) {
-                self.plan.after(parcel, Fate::Confirmed, 0.0);
+                self.plan.after(parcel, Fate::Confirmed);
             } else {
                 parcel.give_back();
             }
         }
-        for (_, parcel, _) in self.refused.drain(..) {
+        for parcel in self.refusing.take_all() {
             if self.mutant != Some(Mutant::RefusedDropped) {
                 parcel.give_back();
             }
@@ -516,6 +568,11 @@ impl Worker {
         if let Some((consuming, ..)) = &mut self.consuming {
             consuming.cancelled = true;
         }
+        for parcel in self.refusing.take_all() {
+            if !self.has(Mutant::HeldWhileDraining) {
+                parcel.give_back();
+            }
+        }
         if self.has(Mutant::DrainDropsBatch) {
             while self.lane.try_recv().is_ok() {}
             self.batcher = batcher(&self.setting, self.inference.lane.rows.clone(), self.mutant);
@@ -533,7 +590,7 @@ impl Worker {
             .as_ref()
             .is_none_or(|(_, unconfirmed)| unconfirmed.is_empty());
         let idle = self.lane.is_empty() && !self.batcher.has_jobs() && self.running.is_none();
-        consumed && idle && self.answers.is_empty() && published && self.refused.is_empty()
+        consumed && idle && self.answers.is_empty() && published && self.refusing.holds_nothing()
     }
 
     /// The end of a drain: the last acks, and the channel is closed.
@@ -606,3 +663,4 @@ const ATTEMPT: &str = "simulated-attempt";
 const ANSWERS_MAX: usize = 3;
 const LANE_MAX: usize = 512;
 const RECONNECT_MAX: Duration = Duration::from_secs(5);
+const UNAVAILABLE_MAX: Duration = Duration::from_secs(30);
