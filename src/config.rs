@@ -327,6 +327,7 @@ mod tests {
             ("limits.memory_bytes", "70000000"),
             ("reply.unroutable", "discard"),
             ("reply.confirm_timeout_ms", "700"),
+            ("reply.unavailable_max_ms", "900"),
             ("reply.unconfirmed_max", "7"),
             ("telemetry.listen", "[::]:0"),
             ("telemetry.log", "warn,inferq=debug"),

@@ -32,7 +32,7 @@ impl Condition {
             Self::Loading => "loading",
             Self::ConsumeConnection | Self::PublishConnection => "broker",
             Self::Publishing => "replies",
-            Self::DeadLetters(_) => "dead letters",
+            Self::DeadLetters(_) => "dead-letters",
             Self::Blocked(_) => "blocked",
             Self::Model(_) => "model",
             Self::Consumer(_) => "queue",

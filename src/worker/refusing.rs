@@ -100,6 +100,8 @@ struct Entry {
     look_first: bool,
     /// Whether something was refused on the channel that all share.
     refused: bool,
+    /// Whether a trial has ended since it began to refuse.
+    tried: bool,
     logged: Option<Instant>,
 }
 
@@ -188,7 +190,7 @@ impl Refusing {
         }
         if destination.is_reply_queue() {
             if !entry.has_room(model_held, window, now) {
-                let reason = entry.why.sentence(&destination, entry.held.len());
+                let reason = entry.why.sentence(&destination);
                 return Err(GivenUp { parcel, reason });
             }
             *self.replies.entry(parcel.envelope.model.clone()).or_default() += 1;
@@ -317,7 +319,7 @@ impl Refusing {
         stuck
             .map(|(destination, entry)| {
                 let jobs = entry.held.len() + usize::from(entry.phase == Phase::Trying);
-                let reason = entry.why.sentence(destination, jobs);
+                let reason = entry.why.sentence(destination);
                 (
                     destination.routing_key.as_str().into(),
                     format!("{reason}; jobs that wait for it: {jobs}"),
@@ -343,7 +345,7 @@ impl Refusing {
             return entry.held.push_front(Held { parcel, since: now });
         }
         if entry.is_closed(now) {
-            let reason = entry.why.sentence(destination, entry.held.len());
+            let reason = entry.why.sentence(destination);
             learned.given_up.push(GivenUp { parcel, reason });
         } else {
             // It has waited since the destination began to refuse, or nearly.
@@ -375,14 +377,13 @@ impl Refusing {
 
     fn pop(&mut self, destination: &Destination, newest: bool) -> Option<GivenUp> {
         let entry = self.entries.get_mut(destination)?;
-        let count = entry.held.len();
         let held = if newest {
             entry.held.pop_back()
         } else {
             entry.held.pop_front()
         };
         let parcel = held?.parcel;
-        let reason = entry.why.sentence(destination, count);
+        let reason = entry.why.sentence(destination);
         self.forget(destination, &parcel);
         Some(GivenUp { parcel, reason })
     }
@@ -418,6 +419,7 @@ impl Entry {
             backoff: Backoff::new(WAIT_MAX),
             look_first: false,
             refused: false,
+            tried: false,
             logged: None,
         }
     }
@@ -427,7 +429,7 @@ impl Entry {
         self.refused |= fate == Fate::Refused;
         if self.phase == Phase::Open {
             if now.saturating_duration_since(self.heard) > QUIET {
-                (self.since, self.why) = (now, Why::Unknown);
+                (self.since, self.why, self.tried) = (now, Why::Unknown, false);
                 self.backoff.reset();
             }
             self.phase = Phase::Waiting(now + self.backoff.next(jitter));
@@ -436,7 +438,7 @@ impl Entry {
     }
 
     fn learn(&mut self, finding: &Finding, destination: &Destination, now: Instant, jitter: f64) {
-        self.heard = now;
+        (self.heard, self.tried) = (now, true);
         match finding {
             Finding::Taken => {
                 if self.logged.take().is_some() {
@@ -459,10 +461,7 @@ impl Entry {
                 .is_none_or(|logged| now.saturating_duration_since(logged) >= LOG_AGAIN)
         {
             self.logged = Some(now);
-            warn!(
-                "{}; what is for it is held back",
-                self.why.sentence(destination, self.held.len())
-            );
+            warn!("{}; messages for it are held back", self.why.sentence(destination));
         }
     }
 
@@ -483,24 +482,26 @@ impl Entry {
         self.held.len() > each || model_held > all
     }
 
-    /// The most that may be held back for this queue, and for all queues of a model together. Before the first trials
-    /// have found out anything, a new leader may be a moment away.
+    /// The most that may be held back for this queue, and for all queues of a model together. Until a trial has found out
+    /// anything it is the window itself, for a moment; and a new leader may be a moment away.
     fn bounds(&self, window: usize, now: Instant) -> (usize, usize) {
-        if self.why == Why::Unknown && now.saturating_duration_since(self.since) < ELECTION {
-            (usize::MAX, (window / 2).max(1))
-        } else {
-            (HELD_MAX, (window / 4).max(1))
+        let since = now.saturating_duration_since(self.since);
+        match self.why {
+            Why::Unknown if !self.tried && since < FIRST_TRIAL => (usize::MAX, usize::MAX),
+            Why::Unknown if since < ELECTION => (usize::MAX, (window / 2).max(1)),
+            Why::Unknown | Why::Full(_) | Why::Away(_) => (HELD_MAX, (window / 4).max(1)),
         }
     }
 }
 
 impl Why {
-    fn sentence(&self, destination: &Destination, held: usize) -> String {
+    fn sentence(&self, destination: &Destination) -> String {
         let place = place(destination);
         match self {
             Self::Full(messages) => format!("{place} is full ({messages} messages)"),
-            Self::Away(said) => format!("{place} is not available: {}", excerpt(said)),
-            Self::Unknown => format!("{place} refuses messages ({held} are held back for it)"),
+            // A text of AMQP has 255 bytes at most.
+            Self::Away(said) => format!("{place} is not available: {said}"),
+            Self::Unknown => format!("{place} refuses messages, and the broker does not say why"),
         }
     }
 }
@@ -521,6 +522,8 @@ fn name(destination: &Destination) -> String {
 const HELD_MAX: usize = 64;
 /// A queue that has been full for so long is not waited for.
 const FULL_MAX: Duration = Duration::from_secs(5);
+/// The first trial takes milliseconds.
+const FIRST_TRIAL: Duration = Duration::from_secs(1);
 /// A new leader is elected within this time.
 const ELECTION: Duration = Duration::from_secs(3);
 const WAIT_MAX: Duration = Duration::from_secs(2);

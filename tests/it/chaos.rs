@@ -3,9 +3,9 @@
 //! A broker, three workers, a producer and collectors, each behind a link that has a network's faults; a schedule that
 //! nothing but its seed decides; and a ledger that none of it can touch. At the end all is healed and counted.
 
-mod ledger;
+pub mod ledger;
 mod schedule;
-mod traffic;
+pub mod traffic;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,7 +63,7 @@ async fn whatever_fails_every_confirmed_job_ends_and_every_answer_is_its_own() {
     clippy::disallowed_methods,
     reason = "the length of this one test, not configuration"
 )]
-fn number(name: &str) -> Option<u64> {
+pub fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     let number = text.parse();
     Some(number.unwrap_or_else(|_| panic!("{name}={text} is no number")))

@@ -1,5 +1,6 @@
 //! Is anything lost when the broker or the way to it fails?
 
+use crate::support::cluster::leader;
 use crate::support::link::Link;
 use crate::support::scene::as_worker;
 use crate::support::{Broker, Job, Producer, Request, Routed, Scene, Tensor, Worker, eventually};
@@ -99,16 +100,6 @@ async fn a_quorum_queue_whose_leader_dies_goes_on_with_another_and_loses_nothing
 
     assert_ne!(leader(&first, &queue), second.node());
     scene.nothing_is_left("slow").await;
-}
-
-/// The node of the member that leads a quorum queue.
-fn leader(broker: &Broker, queue: &str) -> String {
-    let listed = broker.ctl(&["list_queues", "--silent", "name", "leader"]);
-    let line = listed
-        .lines()
-        .find_map(|line| line.strip_prefix(queue)?.strip_prefix('\t'));
-    line.unwrap_or_else(|| panic!("no queue {queue} in {listed}"))
-        .to_owned()
 }
 
 /// Ends the broker in the middle of the work, starts it again, and counts.

@@ -572,7 +572,7 @@ async fn a_dead_letter_whose_exchange_stays_gone_keeps_its_job_in_the_queue() {
         .await;
     let good = || Request::new([Tensor::fp32("x", &[[0.5; 4]])]).msgpack();
     let reply = producer.call(scene.job("affine", good())).await;
-    let unready = worker.unready_because("dead letters").await;
+    let unready = worker.unready_because("dead-letters").await;
     worker.drain().await;
     // Whoever brings the exchange back finds the job among the dead letters, or a worker takes it there.
     let second = scene.worker("affine").start().await;

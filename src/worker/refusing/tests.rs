@@ -156,21 +156,36 @@ fn all_queues_together_hold_back_a_quarter_of_the_window() {
 #[test]
 fn a_window_of_one_holds_back_one_answer() {
     let mut office = Office::with_window(1);
+    office.hold("away", Some(Fate::Returned));
 
-    assert!(office.hold("away", Some(Fate::Returned)));
+    office.find(away());
+
+    assert_eq!(office.held(), 1);
     assert!(!office.hold("away", None));
+}
+
+#[test]
+fn a_new_leader_is_waited_for_with_half_of_the_window() {
+    let mut office = Office::with_window(256);
+    office.hold_many("between", 200);
+
+    let learned = office.find(Finding::Refused);
+    office.pass(ELECTION);
+    let later = office.find(Finding::Refused);
+
+    assert_eq!(learned.given_up.len(), 200 - 128);
+    assert_eq!(later.given_up.len(), 128 - 64);
 }
 
 #[test]
 fn what_a_trial_shows_to_be_too_much_is_given_up() {
     let mut office = Office::with_window(256);
-    // A new leader might be a moment away.
     let held = office.hold_many("full", 200);
 
     let learned = office.find(full());
 
-    assert_eq!(held, 128);
-    assert_eq!(learned.given_up.len(), 64);
+    assert_eq!(held, 200);
+    assert_eq!(learned.given_up.len(), 200 - 64);
     assert_eq!(office.held(), 64);
     assert_eq!(
         learned.given_up[0].reason,

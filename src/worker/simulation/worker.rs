@@ -502,7 +502,9 @@ impl Worker {
         };
         for parcel in unconfirmed.into_parcels() {
             if self.has(Mutant::LostChannelConfirms) {
-                self.plan.after(parcel, Fate::Confirmed);
+                if let Next::Publish(parcel, _) = self.plan.after(parcel, Fate::Confirmed) {
+                    parcel.give_back();
+                }
             } else {
                 parcel.give_back();
             }

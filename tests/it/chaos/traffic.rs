@@ -22,7 +22,7 @@ use crate::support::{Reply, Request, Tensor};
 /// Whom the jobs are for, and where their replies go.
 #[derive(Clone)]
 pub struct Address {
-    /// Through a link of its own.
+    /// Through a link of its own, or a comma-separated list of addresses to try in turn.
     pub uri: String,
     pub exchange: String,
     pub model: String,
@@ -202,9 +202,17 @@ fn attempt(reply: &Reply) -> u64 {
 
 async fn connect(uri: &str) -> lapin::Result<(Connection, Channel)> {
     let connecting = async {
-        let connection = Connection::connect(uri, ConnectionProperties::default()).await?;
-        let channel = connection.create_channel().await?;
-        Ok((connection, channel))
+        let mut last = None;
+        for uri in uri.split(',') {
+            match Connection::connect(uri, ConnectionProperties::default()).await {
+                Ok(connection) => {
+                    let channel = connection.create_channel().await?;
+                    return Ok((connection, channel));
+                }
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.expect("one address at least"))
     };
     let refused = || lapin::ErrorKind::IOError(Arc::new(std::io::ErrorKind::TimedOut.into())).into();
     timeout(CONNECT_MAX, connecting)

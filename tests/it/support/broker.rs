@@ -79,6 +79,45 @@ impl Broker {
         }
     }
 
+    /// A node of a cluster that can be stopped and started again on the same data: the first, or one that joins it.
+    pub fn node_of_cluster(epmd_port: u16, first: Option<&Self>) -> Self {
+        let place = folder();
+        let (dir, epmd_port) = (text(&place).to_owned(), epmd_port.to_string());
+        let mut options = vec!["--dir", &dir, "--epmd", &epmd_port];
+        options.extend(first.iter().flat_map(|first| ["--join", &first.ready.dir]));
+        let (child, ready) = launch(&options);
+        Self {
+            ready,
+            child,
+            place: Some(place),
+        }
+    }
+
+    /// Stops all threads of the server, as if its machine hung; [`Broker::thaw`] lets them go on.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    pub fn is_running(&self) -> bool {
+        speaks(self.ready.amqp_port)
+    }
+
+    /// Undoes a freeze, if there is a server to undo it for.
+    pub fn thaw_if_running(&self) {
+        if let Some(pid) = Pid::from_raw(self.ready.pid) {
+            kill_process(pid, Signal::CONT).ok();
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.ready.pid).expect("a process id");
+        kill_process(pid, signal).expect("the broker runs");
+    }
+
     pub fn uri(&self) -> &str {
         &self.ready.uri
     }
@@ -117,8 +156,7 @@ impl Broker {
 
     /// Ends the broker as a power cut would.
     pub fn kill(&mut self) {
-        let pid = Pid::from_raw(self.ready.pid).expect("a process id");
-        kill_process(pid, Signal::KILL).expect("the broker runs");
+        self.signal(Signal::KILL);
         self.child.wait().ok();
     }
 
@@ -152,6 +190,11 @@ impl Drop for Broker {
     fn drop(&mut self) {
         end(&mut self.child);
     }
+}
+
+/// Whether somebody listens there.
+fn speaks(port: u16) -> bool {
+    std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
 }
 
 fn folder() -> TempDir {

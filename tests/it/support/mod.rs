@@ -6,6 +6,7 @@
 pub mod body;
 pub mod broker;
 pub mod certificates;
+pub mod cluster;
 pub mod collector;
 pub mod command;
 pub mod faulty;
@@ -25,6 +26,7 @@ use std::time::Duration;
 
 pub use body::{Element, Nesting, Request, Tensor};
 pub use broker::Broker;
+pub use cluster::Cluster;
 pub use producer::{Job, Producer, Reply, Routed};
 pub use scene::Scene;
 pub use worker::Worker;

@@ -1,0 +1,112 @@
+//! A cluster of three brokers on this machine, whose nodes can be killed, frozen, cut off and started again.
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+
+use tokio::sync::{Mutex, MutexGuard, OnceCell};
+
+use super::{Broker, within};
+
+/// Three nodes. Dropped, they are stopped.
+pub struct Cluster {
+    pub nodes: [Broker; 3],
+    /// The map from node names to ports; no node's own, so that it outlives each of them.
+    _epmd: Epmd,
+}
+
+impl Cluster {
+    /// The cluster of this test process, for one test at a time; the test leaves it whole.
+    pub async fn shared() -> MutexGuard<'static, Self> {
+        static SHARED: OnceCell<Mutex<Cluster>> = OnceCell::const_new();
+        let start = || async {
+            let starting = tokio::task::spawn_blocking(|| Mutex::new(Self::start()));
+            starting.await.expect("a cluster of three nodes")
+        };
+        let mut cluster = SHARED.get_or_init(start).await.lock().await;
+        cluster.mend();
+        cluster
+    }
+
+    fn start() -> Self {
+        let epmd = Epmd::start();
+        let first = Broker::node_of_cluster(epmd.port, None);
+        let second = Broker::node_of_cluster(epmd.port, Some(&first));
+        let third = Broker::node_of_cluster(epmd.port, Some(&first));
+        Self {
+            nodes: [first, second, third],
+            _epmd: epmd,
+        }
+    }
+
+    /// What a test that failed has left behind.
+    fn mend(&mut self) {
+        for node in &mut self.nodes {
+            node.thaw_if_running();
+            if !node.is_running() {
+                node.start_again();
+            }
+        }
+        self.all_running();
+    }
+
+    /// Waits until every node sees all three.
+    pub fn all_running(&self) {
+        for node in &self.nodes {
+            node.ctl(&["await_online_nodes", "3", "--timeout", "60"]);
+        }
+    }
+
+    /// The number of the node that leads a quorum queue, once there is a leader that runs.
+    pub async fn leader(&self, queue: &str) -> usize {
+        let asked = self.nodes.iter().find(|node| node.is_running()).expect("a node runs");
+        within("a leader", async {
+            loop {
+                let leader = leader(asked, queue);
+                let is_it = |node: &Broker| node.node() == leader && node.is_running();
+                if let Some(number) = self.nodes.iter().position(is_it) {
+                    return number;
+                }
+            }
+        })
+        .await
+    }
+}
+
+/// The node of the member that leads a quorum queue.
+pub fn leader(broker: &Broker, queue: &str) -> String {
+    let listed = broker.ctl(&["list_queues", "--silent", "name", "leader"]);
+    let line = listed
+        .lines()
+        .find_map(|line| line.strip_prefix(queue)?.strip_prefix('\t'));
+    line.unwrap_or_else(|| panic!("no queue {queue} in {listed}"))
+        .to_owned()
+}
+
+/// Erlang's port mapper. It ends with this process, because its standard input closes.
+struct Epmd {
+    port: u16,
+    child: Child,
+}
+
+impl Epmd {
+    fn start() -> Self {
+        let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = free.local_addr().expect("it is bound").port();
+        drop(free);
+        let child = Command::new("sh")
+            .args(["-c", "epmd -port \"$1\" -address 127.0.0.1 & read -r _; kill $!", "sh"])
+            .arg(port.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("epmd starts");
+        Self { port, child }
+    }
+}
+
+impl Drop for Epmd {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        self.child.wait().ok();
+    }
+}
