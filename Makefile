@@ -83,8 +83,9 @@ test-brokers: setup ## Run the tests that need a broker on each server that INFE
 	done
 
 # INFERQ_TEST_CHAOS_SECONDS and INFERQ_TEST_CHAOS_SEED say how long and which faults; each run prints its own.
-chaos: setup ## Let broker, workers and network fail for five minutes, and count what was lost
+chaos: setup ## Let broker, workers, network and nodes of a cluster fail for some minutes, and count what was lost
 	INFERQ_TEST_CHAOS_SECONDS=$${INFERQ_TEST_CHAOS_SECONDS:-300} cargo test --locked --test it chaos::whatever -- --nocapture
+	INFERQ_TEST_CLUSTER_ROUNDS=$${INFERQ_TEST_CLUSTER_ROUNDS:-4} cargo test --locked --test it cluster:: -- --nocapture
 
 drains: setup ## Stop a hundred workers at random moments of their work, and count what was lost
 	INFERQ_TEST_DRAINS=$${INFERQ_TEST_DRAINS:-100} cargo test --locked --test it stop::drains -- --nocapture

@@ -130,11 +130,12 @@ impl About {
 
 const READY: &str = "ready";
 /// Every state, in the order in which a worker goes through them.
-pub const STATES: [&str; 8] = [
+pub const STATES: [&str; 9] = [
     READY,
     Condition::Loading.name(),
     Condition::ConsumeConnection.name(),
     Condition::Publishing.name(),
+    "dead-letters",
     Condition::Blocked("").name(),
     "model",
     "queue",
@@ -162,6 +163,7 @@ mod tests {
             Condition::ConsumeConnection,
             Condition::PublishConnection,
             Condition::Publishing,
+            Condition::DeadLetters("digits".into()),
             Condition::Blocked("publish"),
             Condition::Model("digits".into()),
             Condition::Consumer("digits".into()),

@@ -132,6 +132,7 @@ fn the_statuses_datatypes_and_reasons_are_those_of_the_code() {
         Condition::ConsumeConnection,
         Condition::PublishConnection,
         Condition::Publishing,
+        Condition::DeadLetters("m".into()),
         Condition::Blocked("publish"),
         Condition::Model("m".into()),
         Condition::Consumer("m".into()),
