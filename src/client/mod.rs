@@ -43,12 +43,13 @@ pub use self::pending::Strays;
 use self::pending::{Number, Pending};
 pub use self::scatter::ScatterError;
 use self::session::{Dial, Keeper, Session, State};
+use self::timing::Stamp;
 pub use self::timing::Timing;
-use self::timing::{STAMP_MS, Stamp};
 use crate::broker::BrokerError;
 use crate::broker::topology::Names;
 use crate::config::{BrokerConfig, Config, ConfigError};
 use crate::wire::error::WireError;
+use crate::wire::headers;
 use crate::wire::request::{RequestEncoding, RequestedOutput, encode_request};
 pub use crate::wire::rows::RowRelation;
 use crate::wire::status::Status;
@@ -446,7 +447,7 @@ fn headers(job: &Job, now: Duration, timeout: Option<Duration>) -> FieldTable {
     if job.timing {
         headers.insert("inferq-timing".into(), AMQPValue::Boolean(true));
         // AMQP's own timestamp has whole seconds.
-        headers.insert(STAMP_MS.into(), AMQPValue::LongLongInt(millis(now)));
+        headers.insert(headers::PUBLISHED_MS.into(), AMQPValue::LongLongInt(millis(now)));
     }
     headers
 }

@@ -13,6 +13,7 @@ mod confirms;
 mod contract;
 mod dead;
 mod demo;
+mod dialects;
 mod faults;
 mod happy;
 mod isolation;

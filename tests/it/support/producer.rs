@@ -86,6 +86,11 @@ impl Job {
         self
     }
 
+    pub fn content_encoding(mut self, encoding: &str) -> Self {
+        self.properties = self.properties.with_content_encoding(encoding.into());
+        self
+    }
+
     pub fn timestamp(mut self, unix_s: u64) -> Self {
         self.properties = self.properties.with_timestamp(unix_s);
         self
