@@ -72,6 +72,8 @@ pub enum Problem {
     /// `came` is one of a few words of other languages.
     #[error("`{came}` is not JSON; {instead}")]
     Foreign { came: String, instead: &'static str },
+    #[error("{came} came as AMQP 1.0; allowed is a data section, or a value that is binary or a string")]
+    Amqp10 { came: &'static str },
     #[error("is not MessagePack: {fault}")]
     NotMsgPack { fault: &'static str },
     #[error("{bytes} bytes follow the message; nothing may")]

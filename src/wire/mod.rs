@@ -13,6 +13,7 @@
 //! most 8 bytes for each byte of the array (a one-byte integer as FP64, a short string with its length before it),
 //! and no more elements are reserved than the array has bytes.
 
+pub mod amqp10;
 mod binary;
 mod datatype_names;
 pub(crate) mod elements;

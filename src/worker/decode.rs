@@ -24,6 +24,7 @@ use crate::model::signature::{Dim, Dims, Signature, TensorSpec};
 use crate::telemetry::export::{Traced, Traces};
 use crate::telemetry::metrics::{LaneMetrics, ModelMetrics};
 use crate::telemetry::trace::{Arrival, Trace};
+use crate::wire::amqp10;
 use crate::wire::error::{WireError, excerpt};
 use crate::wire::headers;
 use crate::wire::reply_address::{self, AddressError};
@@ -335,7 +336,7 @@ fn admit<'a>(
     }
     let (lane, jobs) = lane(envelope, served)?;
     envelope.version.clone_from(&lane.version);
-    let request = decode_request(&envelope.encoding, envelope.body.clone())?;
+    let request = decode_request(&envelope.encoding, content(envelope)?)?;
     // Once for the whole job, which must not be read in two ways.
     let is_batched = lane.rows.are_batched();
     let content = fit(request, lane, is_batched, &envelope.encoding)?;
@@ -355,6 +356,15 @@ fn admit<'a>(
         });
     }
     Ok((lane, jobs, content))
+}
+
+/// The body without what AMQP 1.0 may have put around it.
+fn content(envelope: &Envelope) -> Result<Bytes, WireError> {
+    let body = envelope.body.clone();
+    match text(envelope.properties.kind()) {
+        Some(amqp10::TYPE) => amqp10::unwrapped(body),
+        Some(_) | None => Ok(body),
+    }
 }
 
 /// The bytes that the outputs asked for will take at least, as far as the signature tells: a job of many small rows must

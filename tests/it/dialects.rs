@@ -1,12 +1,15 @@
 //! Are producers understood as their libraries write: with other types, other texts, other addresses, over AMQP 1.0?
 
+use std::collections::BTreeMap;
+use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lapin::types::AMQPValue;
+use tokio::process::Command;
 
-use crate::support::body::{Body, JSON};
+use crate::support::body::{Body, JSON, MSGPACK};
 use crate::support::producer::DIRECT;
-use crate::support::{Job, Nesting, Producer, Request, Scene, Tensor};
+use crate::support::{Broker, Job, Nesting, Producer, Request, Scene, Tensor, root, within};
 
 /// `affine` makes `3x - 1` of it.
 fn row() -> Request {
@@ -258,4 +261,117 @@ async fn a_direct_reply_is_no_address_of_a_queue() {
 
     assert_eq!(reply.status(), "OK");
     worker.drain().await;
+}
+
+/// What `tests/node/amqp10.js` prints of one reply.
+#[derive(Debug, serde::Deserialize)]
+struct Answer {
+    name: String,
+    id: serde_json::Value,
+    content_type: String,
+    headers: BTreeMap<String, serde_json::Value>,
+    body: String,
+}
+
+/// Runs a producer on AMQP 1.0 against the worker's broker and returns what it was answered, by the name of its job.
+async fn over_amqp_1_0(scene: &Scene, model: &str, queue: &str) -> BTreeMap<String, Answer> {
+    let uri: lapin::uri::AMQPUri = scene.uri.parse().expect("a URI");
+    let (user, address) = (uri.authority.userinfo, (uri.authority.host, uri.authority.port));
+    let program = Command::new("node")
+        .arg("tests/node/amqp10.js")
+        .args([&address.0, &address.1.to_string(), &user.username, &user.password])
+        .args([&scene.prefix, model, queue])
+        .current_dir(root())
+        .env("NODE_PATH", root().join(".deps/node/node_modules"))
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = within("the answers over AMQP 1.0", program)
+        .await
+        .expect("`make setup` installs node");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let answers = String::from_utf8(output.stdout).expect("JSON is UTF-8");
+    let answers = answers
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("an answer"));
+    answers.map(|answer: Answer| (answer.name.clone(), answer)).collect()
+}
+
+#[tokio::test]
+async fn producers_on_amqp_1_0_are_answered_where_the_broker_speaks_it() {
+    let version = Broker::shared().ctl(&["version"]);
+    let major: u32 = version
+        .trim()
+        .split('.')
+        .next()
+        .and_then(|major| major.parse().ok())
+        .expect("a version");
+    if major < 4 {
+        // Before, it was another protocol's plug-in; `encoded_as_amqp_1_0` shows what RabbitMQ 4 makes of such jobs.
+        return;
+    }
+    let scene = Scene::new();
+    let worker = scene.worker("affine").start().await;
+    let queue = format!("{} replies/1", scene.prefix);
+    scene.declare_queue(&queue).await;
+
+    let answers = over_amqp_1_0(&scene, "affine", &queue).await;
+
+    for (name, answer) in &answers {
+        let status = answer.headers["inferq-status"].as_str();
+        let refused = ["a map", "a sequence"].contains(&name.as_str());
+        assert_eq!(
+            status,
+            Some(if refused { "INVALID_ARGUMENT" } else { "OK" }),
+            "{answer:?}"
+        );
+        let id = match name.as_str() {
+            "with a number for its id" => "7",
+            "with a uuid for its id" => "00112233445566778899aabbccddeeff",
+            name => name,
+        };
+        assert_eq!(answer.id, id, "{answer:?}");
+        let packed = name.starts_with("msgpack");
+        assert_eq!(answer.content_type, if packed { MSGPACK } else { JSON });
+        assert!(!answer.body.is_empty());
+        let timed = answer.headers.contains_key("inferq-total-us");
+        assert_eq!(timed, name == "with headers", "{answer:?}");
+    }
+    assert_eq!(answers.len(), 11, "{:?}", answers.keys());
+    // `{"error":"body: a map came as AMQP 1.0` in Base64.
+    assert!(
+        answers["a map"]
+            .body
+            .starts_with("eyJlcnJvciI6ImJvZHk6IGEgbWFwIGNhbWUgYXMgQU1RUCAxLj")
+    );
+    worker.drain().await;
+    scene.delete_queue(&queue).await;
+    scene.nothing_is_left("affine").await;
+}
+
+/// A body as RabbitMQ 4 hands it on where a producer on AMQP 1.0 sent a string and not a data section.
+fn encoded_as_amqp_1_0(body: Body) -> Body {
+    let length = u32::try_from(body.bytes.len()).expect("a short body");
+    Body {
+        bytes: [b"\0\x53\x77\xb1", length.to_be_bytes().as_slice(), &body.bytes].concat(),
+        ..body
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_is_an_amqp_1_0_value_is_read_on_every_broker() {
+    let scene = Scene::new();
+    let worker = scene.worker("affine").start().await;
+    let queue = format!("{} of a value", scene.prefix);
+    scene.declare_queue(&queue).await;
+    let mut replies = Producer::at_queue(&scene.uri, &queue).await;
+    let address = format!("/queues/{}", encoded(&queue));
+
+    for body in [row().json(Nesting::Flat), row().msgpack(), row().binary()] {
+        let job = scene.job("affine", encoded_as_amqp_1_0(body)).kind("amqp-1.0");
+        let reply = replies.call(job.reply_to(&address)).await;
+        assert_eq!(reply.response().output("y").floats(), [2.0, 5.0, 8.0, 11.0]);
+    }
+    worker.drain().await;
+    scene.delete_queue(&queue).await;
 }
