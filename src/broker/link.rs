@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::backoff::{Failure, Patience};
 use super::connection::{self, Connected};
+use super::turn::Turn;
 use crate::config::BrokerConfig;
 use crate::error::chain;
 use crate::telemetry::health::{Condition, Health};
@@ -95,19 +96,28 @@ impl Supervisor {
     /// Runs until `closed` fires.
     pub async fn run(self, live: Live) {
         let mut patience = Patience::new(self.config.reconnect_max);
+        let mut turn = Turn::default();
         let name = format!("{} {}", self.name, self.role.name());
-        while !self.closed.is_cancelled() {
+        loop {
             let secrets = connection::secrets(&self.config);
             let connected = tokio::select! {
-                connected = connection::connect(&self.config, &name) => connected,
+                connected = connection::connect_next(&self.config, &name, &mut turn) => connected,
                 () = self.closed.cancelled() => return,
             };
             let failure = match connected {
                 Ok(connection) => {
                     let since = tokio::time::Instant::now();
                     self.serve(Arc::new(connection), &live).await;
-                    if since.elapsed() > STABLE {
+                    if self.closed.is_cancelled() {
+                        // Closed on purpose.
+                        return;
+                    }
+                    let was_stable = since.elapsed() > STABLE;
+                    if was_stable {
                         patience.reset();
+                    }
+                    if turn.is_next_at_once(was_stable) {
+                        continue;
                     }
                     Failure::Outage
                 }
@@ -142,11 +152,16 @@ impl Supervisor {
         self.health.clear(&self.role.down());
         self.metrics.connects.inc();
         self.metrics.up.set(1);
-        info!(connection = self.role.name(), "connected to the broker");
+        info!(
+            connection = self.role.name(),
+            broker = connection.address,
+            "connected to the broker"
+        );
         live.send_replace(Some(connection.clone()));
         let reason = tokio::select! {
-            reason = self.watch(&connection, &mut events) => Some(reason),
+            biased;
             () = self.closed.cancelled() => None,
+            reason = self.watch(&connection, &mut events) => Some(reason),
         };
         live.send_replace(None);
         self.metrics.up.set(0);

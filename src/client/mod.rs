@@ -47,6 +47,7 @@ use self::timing::Stamp;
 pub use self::timing::Timing;
 use crate::broker::BrokerError;
 use crate::broker::topology::Names;
+use crate::broker::turn::Turn;
 use crate::config::{BrokerConfig, Config, ConfigError};
 use crate::wire::error::WireError;
 use crate::wire::headers;
@@ -188,7 +189,8 @@ impl Answer {
 }
 
 impl Client {
-    /// Connects to the broker at an `amqp://` or `amqps://` address, with [`Options`] as they are by default.
+    /// Connects to the broker at an `amqp://` or `amqps://` address, or at one of several with commas between, with [`Options`] as
+    /// they are by default.
     ///
     /// # Errors
     /// The address is none; the broker cannot be reached or refuses us; or no worker has ever declared the exchange.
@@ -202,7 +204,8 @@ impl Client {
     /// # Errors
     /// The broker cannot be reached or refuses us, or no worker has ever declared the exchange of `options.prefix`.
     pub async fn open(broker: &BrokerConfig, options: Options) -> Result<Self, ClientError> {
-        let dial = Dial {
+        let mut dial = Dial {
+            turn: Turn::default(),
             broker: broker.clone(),
             exchange: Names::new(&options.prefix).exchange(),
             channels_max: options.channels_max,
