@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::backoff::{Failure, Patience};
 use super::connection::{self, Connected};
+use super::failure_of;
 use super::turn::Turn;
 use crate::config::BrokerConfig;
 use crate::error::chain;
@@ -82,6 +83,7 @@ impl Link {
 }
 
 /// Keeps one connection up until `closed` fires, then closes it.
+#[derive(Clone)]
 pub struct Supervisor {
     pub role: Role,
     pub config: BrokerConfig,
@@ -107,7 +109,7 @@ impl Supervisor {
             let failure = match connected {
                 Ok(connection) => {
                     let since = tokio::time::Instant::now();
-                    self.serve(Arc::new(connection), &live).await;
+                    let failure = self.serve(Arc::new(connection), &live).await;
                     if self.closed.is_cancelled() {
                         // Closed on purpose.
                         return;
@@ -119,7 +121,7 @@ impl Supervisor {
                     if turn.is_next_at_once(was_stable) {
                         continue;
                     }
-                    Failure::Outage
+                    failure
                 }
                 Err(error) => {
                     self.metrics.failures.inc();
@@ -147,11 +149,12 @@ impl Supervisor {
         }
     }
 
-    async fn serve(&self, connection: Arc<Connected>, live: &Live) {
+    /// Returns whose move it is when the connection has ended.
+    async fn serve(&self, connection: Arc<Connected>, live: &Live) -> Failure {
         let mut events = Box::pin(connection.events_listener());
         self.health.clear(&self.role.down());
         self.metrics.connects.inc();
-        self.metrics.up.set(1);
+        self.metrics.up.inc();
         info!(
             connection = self.role.name(),
             broker = connection.address,
@@ -164,23 +167,27 @@ impl Supervisor {
             reason = self.watch(&connection, &mut events) => Some(reason),
         };
         live.send_replace(None);
-        self.metrics.up.set(0);
+        self.metrics.up.dec();
         self.health.clear(&Condition::Blocked(self.role.name()));
         match reason {
-            Some(reason) => {
+            Some((reason, failure)) => {
                 self.health.set(self.role.down(), &reason);
                 warn!(connection = self.role.name(), "lost the broker: {reason}");
+                failure
             }
-            None => close(&connection).await,
+            None => {
+                close(&connection).await;
+                Failure::Outage
+            }
         }
     }
 
-    /// Returns why the connection ended.
+    /// Returns why the connection ended, and whose move it is.
     async fn watch(
         &self,
         connection: &Connection,
         events: &mut (impl futures_util::Stream<Item = Event> + Unpin),
-    ) -> String {
+    ) -> (String, Failure) {
         let blocked = || Condition::Blocked(self.role.name());
         let mut said = None;
         while connection.status().connected() {
@@ -199,12 +206,13 @@ impl Supervisor {
                 }
                 // Also sent for a channel's error, which its user deals with and which ends no connection.
                 Some(Event::Error(error)) if is_of_a_channel(&error) => {}
-                Some(Event::Error(error)) => said = Some(error.to_string()),
+                // A limit of the user or of the node is a refusal as well.
+                Some(Event::Error(error)) => said = Some((error.to_string(), failure_of(&error))),
                 Some(_) => {}
                 None => break,
             }
         }
-        said.unwrap_or_else(|| "the connection was closed".to_owned())
+        said.unwrap_or_else(|| ("the connection was closed".to_owned(), Failure::Outage))
     }
 }
 

@@ -5,6 +5,7 @@ pub mod compare;
 pub mod connection;
 pub mod frames;
 pub mod link;
+pub mod links;
 pub mod permission;
 pub mod post;
 pub mod screen;

@@ -74,8 +74,11 @@ impl Dial {
         let connection = Arc::new(connecting.await?);
         find_exchange(&connection, &self.exchange).await?;
         let (reply_to, replies) = consume_replies(&connection.create_channel().await?).await?;
-        let pool = pool(&connection, self.channels_max)?;
-        let confirmed = self::pool(&connection, self.channels_max)?;
+        // Both pools together leave room for the replies, a mailbox and a channel that is being closed.
+        let allowed = usize::from(connection.configuration().channel_max());
+        let channels_max = self.channels_max.min(allowed.saturating_sub(CHANNELS_SPARE) / 2);
+        let pool = pool(&connection, channels_max)?;
+        let confirmed = self::pool(&connection, channels_max)?;
         let (confirms, receiver) = mpsc::channel(CONFIRMS_MAX);
         let session = Session {
             connection,
@@ -309,6 +312,7 @@ async fn consume_replies(channel: &Channel) -> Result<(ShortString, Consumer), C
     Ok((name, replies))
 }
 
+const CHANNELS_SPARE: usize = 3;
 /// Confirms that the task has not taken in yet.
 const CONFIRMS_MAX: usize = 256;
 /// A connection that lasted this long was good; the next failure is a new one.

@@ -5,7 +5,7 @@ use inferq::config::Config;
 
 use crate::support::link::{ClosedPort, Link, through};
 use crate::support::scene::{as_producer, as_worker};
-use crate::support::{Broker, Nesting, Request, Scene, Tensor, Worker, within};
+use crate::support::{Broker, Request, Scene, Tensor, Worker, within};
 
 fn row() -> Request {
     Request::new([Tensor::fp32("x", &[[1.0, 2.0, 3.0, 4.0]])])
