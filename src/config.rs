@@ -24,7 +24,7 @@ pub use keys::{
 use layer::{ConfigFile, Layer};
 pub use login::{Login, LoginFileError};
 use read::Reader;
-pub use uri::{BrokerUri, Secret, UriError, UriFileError};
+pub use uri::{Address, BrokerUri, Secret, UriError, UriFileError};
 pub use values::{Device, LogFormat, QueueType, TopologyMode, UnknownDevice, Unroutable};
 
 impl Config {
@@ -449,7 +449,8 @@ mod tests {
             "[broker]\nprefetch = 7.0",
             "[broker]\nprefetch = 99999999999999999999",
             "[broker]\nuri_file = 7",
-            "[broker]\nuri = [\"amqp://b\"]",
+            "[broker]\nuri = [7]",
+            "[broker]\nuri = []",
             "[models]\nload = \"seed\"",
             "[models]\nload = [7]",
             "[models]\nload = [\"Seed\"]",

@@ -5,6 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use crate::wire::error::WireError;
+use crate::wire::headers::HeaderError;
+use crate::wire::reply_address::AddressError;
 use crate::wire::status::Status;
 
 /// Why a job gets an error reply. The text is that reply's: it names the field, what came and what is allowed, and
@@ -15,12 +17,10 @@ pub enum JobError {
     Wire(#[from] WireError),
     #[error("body: {bytes} bytes came, at most {max} are allowed (limits.body_bytes_max)")]
     BodyTooLarge { bytes: usize, max: usize },
-    #[error("header `{header}`: {came} came, allowed is {allowed}")]
-    Header {
-        header: &'static str,
-        came: &'static str,
-        allowed: &'static str,
-    },
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    #[error(transparent)]
+    ReplyTo(#[from] AddressError),
     #[error("inputs: {came} came, model `{model}` takes {takes}")]
     InputCount { came: usize, model: String, takes: String },
     #[error("inputs[{index}]: there is no input `{name}`, model `{model}` takes {takes}")]
@@ -68,7 +68,7 @@ pub enum JobError {
         version: String,
         served: String,
     },
-    #[error("the deadline had passed {late_ms} ms before the job could run")]
+    #[error("the deadline had passed {late_ms} ms before the job could run{}", seconds_hint(*late_ms))]
     Deadline { late_ms: u128 },
     #[error("the deadline is {left:.1?} away, and a run of this job takes some {estimate:.1?}; it was not run")]
     OutOfReach { left: Duration, estimate: Duration },
@@ -98,7 +98,8 @@ impl JobError {
         match self {
             Self::Wire(_)
             | Self::BodyTooLarge { .. }
-            | Self::Header { .. }
+            | Self::Header(_)
+            | Self::ReplyTo(_)
             | Self::InputCount { .. }
             | Self::InputName { .. }
             | Self::InputTwice { .. }
@@ -118,6 +119,15 @@ impl JobError {
             Self::Unavailable(_) => Status::Unavailable,
         }
     }
+}
+
+/// A deadline that long ago is a recent one in the wrong unit.
+const fn seconds_hint(late_ms: u128) -> &'static str {
+    const YEARS_30_MS: u128 = 30 * 365 * 24 * 3600 * 1000;
+    if late_ms < YEARS_30_MS {
+        return "";
+    }
+    "; it counts milliseconds since 1970-01-01 UTC, not seconds"
 }
 
 /// An error and its causes on one line, as `what failed: because of this: because of that`.
@@ -140,6 +150,7 @@ pub fn chain(error: &dyn Error) -> String {
 mod tests {
     use super::*;
     use crate::wire::Encoding;
+    use crate::wire::reply_address;
     use crate::wire::request::decode_request;
 
     fn text(value: &str) -> String {
@@ -152,11 +163,12 @@ mod tests {
         vec![
             JobError::Wire(wire),
             JobError::BodyTooLarge { bytes: 9, max: 8 },
-            JobError::Header {
+            JobError::Header(HeaderError {
                 header: "inferq-deadline",
                 came: "a string",
                 allowed: "a long",
-            },
+            }),
+            JobError::ReplyTo(reply_address::queue("/exchanges/e").unwrap_err()),
             JobError::InputCount {
                 came: 2,
                 model: text("pair"),
@@ -243,6 +255,14 @@ mod tests {
         for (error, status) in every_error() {
             assert_eq!(error.status(), status, "{error}");
         }
+    }
+
+    #[test]
+    fn a_deadline_in_seconds_is_told_its_unit() {
+        let text = |late_ms| JobError::Deadline { late_ms }.to_string();
+
+        assert!(text(1_762_000_000_000).ends_with("milliseconds since 1970-01-01 UTC, not seconds"));
+        assert!(text(86_400_000).ends_with("before the job could run"));
     }
 
     #[test]

@@ -9,22 +9,27 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use async_compat::Compat;
-use lapin::uri::{AMQPUri, SASLMechanism};
+use lapin::tcp::RustlsConnector;
+use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
 use lapin::{AsyncTcpStream, Connection, ConnectionProperties, ErrorKind};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::backoff::Failure;
 use super::frames::FRAME_MAX;
 use super::post::Post;
 use super::stream::{self, Screened};
 use super::tls::{self, Problem};
+use super::turn::Turn;
 use super::{BrokerError, is_refusal};
-use crate::config::BrokerConfig;
+use crate::config::{Address, BrokerConfig, Login};
 
 /// A connection, and what goes past its client.
 pub struct Connected {
     client: Connection,
     pub post: Post,
+    /// `host:port` of the broker.
+    pub address: String,
 }
 
 impl Deref for Connected {
@@ -35,53 +40,114 @@ impl Deref for Connected {
     }
 }
 
-/// Connects once, within `broker.connect_timeout_ms`; `name` is what the broker's operators see.
+/// Connects to one of the broker's addresses, within `broker.connect_timeout_ms`; `name` is what its operators see.
 ///
 /// Recovery by the client stays off: it acks deliveries of the old connection on the new one (see [`super::link`]).
 /// # Errors
 /// Every cause names the address, and none of them the password.
 pub async fn connect(config: &BrokerConfig, name: &str) -> Result<Connected, BrokerError> {
-    let uri = uri(config)?;
-    let deadline = Instant::now() + config.connect_timeout;
-    let attempt = Attempt {
-        config,
-        address: address(&uri),
-        encrypted: uri.scheme == lapin::uri::AMQPScheme::AMQPS,
-    };
-    match tokio::time::timeout_at(deadline, attempt.open(uri, name, deadline)).await {
-        Ok(connected) => connected,
-        Err(_) => Err(BrokerError::Timeout {
-            address: attempt.address,
-            limit: config.connect_timeout,
-        }),
-    }
+    connect_next(config, name, &mut Turn::default()).await
 }
 
+/// As [`connect`], to the address whose turn it is, or else to one of those after it.
+///
+/// # Errors
+/// None of them can be used.
+pub async fn connect_next(config: &BrokerConfig, name: &str, turn: &mut Turn) -> Result<Connected, BrokerError> {
+    let uris = uris(config)?;
+    let deadline = Instant::now() + config.connect_timeout;
+    let mut failures = Vec::new();
+    for (tried, index) in turn.uris(uris.len()).enumerate() {
+        let uri = &uris[index];
+        let limit = share(deadline, uris.len() - tried);
+        let attempt = Attempt {
+            config,
+            name,
+            uri: &uri.amqp,
+            has_raw_at: uri.has_raw_at,
+            address: address(&uri.amqp),
+            limit,
+        };
+        let connecting = attempt.connect(turn, index, uris.len());
+        match tokio::time::timeout(limit, connecting).await {
+            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Err(failure)) => failures.push(failure),
+            Err(_) => failures.push(attempt.timed_out()),
+        }
+    }
+    Err(BrokerError::of_all(failures))
+}
+
+/// The time that is left, shared by `others` that are still to be tried.
+fn share(deadline: Instant, others: usize) -> Duration {
+    let left = deadline.saturating_duration_since(Instant::now());
+    left / u32::try_from(others.max(1)).unwrap_or(u32::MAX)
+}
+
+/// One URI that is tried.
 struct Attempt<'a> {
     config: &'a BrokerConfig,
+    name: &'a str,
+    uri: &'a AMQPUri,
+    has_raw_at: bool,
     /// `host:port` of the broker, for messages.
     address: String,
-    encrypted: bool,
+    /// How long it may take.
+    limit: Duration,
 }
 
 impl Attempt<'_> {
-    async fn open(&self, uri: AMQPUri, name: &str, deadline: Instant) -> Result<Connected, BrokerError> {
+    /// Tries the addresses that the name stands for at this moment, until one of them is a broker.
+    async fn connect(&self, turn: &mut Turn, index: usize, uris: usize) -> Result<Connected, BrokerError> {
+        let deadline = Instant::now() + self.limit;
         // Before anything goes over the network: a file that is amiss is amiss without it.
-        let connector = self.encrypted.then(|| tls::connector(self.config)).transpose()?;
-        let host = uri.authority.host.clone();
-        let stream = self.reach(&host, uri.authority.port, deadline).await?;
-        let hangup = Hangup::of(&stream).map_err(|cause| self.failed(&cause, &host))?;
+        let encrypted = self.uri.scheme == AMQPScheme::AMQPS;
+        let connector = encrypted.then(|| tls::connector(self.config)).transpose()?;
+        let addresses = turn.addresses(index, self.resolve().await?);
+        let mut rest = &addresses[..];
+        loop {
+            let (tried, stream) = first_of(rest, deadline)
+                .await
+                .map_err(|failure| self.unreached(&failure))?;
+            let address = rest[tried];
+            rest = &rest[tried + 1..];
+            let limit = share(deadline, rest.len() + 1);
+            let opened = tokio::time::timeout(limit, self.open(stream, connector.as_ref())).await;
+            match opened.unwrap_or_else(|_| Err(self.timed_out())) {
+                Ok(connected) => {
+                    turn.connected(index, address, uris.max(addresses.len()));
+                    return Ok(connected);
+                }
+                // Whoever is refused by one node is refused by the others that have its name.
+                Err(failure) if rest.is_empty() || failure.failure() == Failure::Refusal => return Err(failure),
+                Err(_) => {}
+            }
+        }
+    }
+
+    async fn resolve(&self) -> Result<Vec<SocketAddr>, BrokerError> {
+        let authority = &self.uri.authority;
+        let resolved = tokio::net::lookup_host((authority.host.as_str(), authority.port)).await;
+        let addresses = resolved.map_err(|cause| BrokerError::Unresolved {
+            host: authority.host.clone(),
+            cause,
+        })?;
+        Ok(addresses.collect())
+    }
+
+    /// Speaks TLS, if it is asked for, and AMQP.
+    async fn open(&self, stream: TcpStream, connector: Option<&RustlsConnector>) -> Result<Connected, BrokerError> {
+        let host = &self.uri.authority.host;
+        let hangup = Hangup::of(&stream).map_err(|cause| self.failed(&cause, host))?;
         let mut stream = AsyncTcpStream::Plain(Compat::new(stream));
         if let Some(connector) = connector {
-            let secured = stream.into_rustls(&connector, &host).await;
-            stream = secured.map_err(|cause| self.failed(&cause, &host))?;
+            let secured = stream.into_rustls(connector, host).await;
+            stream = secured.map_err(|cause| self.failed(&cause, host))?;
         }
         let properties = ConnectionProperties::default()
-            .with_connection_name(name.into())
+            .with_connection_name(self.name.into())
             .with_client_property("product".into(), "inferq".into())
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
-        let who = who(&uri);
-        let vhost = uri.vhost.clone();
         let post = Post::default();
         // The client asks once, since its own retries are off.
         let stream = Mutex::new(Some(AsyncTcpStream::Plain(Screened::new(stream, post.clone()))));
@@ -89,43 +155,44 @@ impl Attempt<'_> {
             let stream = stream.lock().ok().and_then(|mut stream| stream.take());
             stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected).into())
         };
-        let connected = Connection::connector(uri, stream::runtime(), hand_over, properties).await;
+        let connected = Connection::connector(self.uri.clone(), stream::runtime(), hand_over, properties).await;
         let client = connected.map_err(|error| match error.kind() {
-            ErrorKind::ProtocolError(said) if is_refusal(said.kind()) => BrokerError::Refused {
-                address: self.address.clone(),
-                who,
-                vhost,
-                said: said.get_message().to_string(),
-            },
+            ErrorKind::ProtocolError(said) if is_refusal(said.kind()) => self.refused(said.get_message().to_string()),
             ErrorKind::ProtocolError(said) => self.said(said.get_message().to_string()),
-            ErrorKind::IOError(cause) => self.failed(cause, &host),
+            ErrorKind::IOError(cause) => self.failed(cause, host),
             _ => self.said(error.to_string()),
         })?;
         hangup.disarm();
-        Ok(Connected { client, post })
+        let address = self.address.clone();
+        Ok(Connected { client, post, address })
     }
 
-    /// Connects to one of the addresses that the name stands for at this moment, in random order.
-    async fn reach(&self, host: &str, port: u16, deadline: Instant) -> Result<TcpStream, BrokerError> {
-        let resolved = tokio::net::lookup_host((host, port)).await;
-        let mut addresses: Vec<SocketAddr> = resolved
-            .map_err(|cause| BrokerError::Unresolved {
-                host: host.to_owned(),
-                cause,
-            })?
-            .collect();
-        // A fleet spreads over the nodes behind a name, and comes away from one that is down.
-        fastrand::shuffle(&mut addresses);
-        first_of(&addresses, deadline).await.map_err(|failure| {
-            if failure.kind() == io::ErrorKind::TimedOut {
-                return BrokerError::Timeout {
-                    address: self.address.clone(),
-                    limit: self.config.connect_timeout,
-                };
-            }
-            self.said(failure.to_string())
-        })
+    fn refused(&self, said: String) -> BrokerError {
+        BrokerError::Refused {
+            address: self.address.clone(),
+            who: who(self.uri, self.has_raw_at),
+            vhost: match self.uri.vhost.as_str() {
+                "" => "the empty virtual host, which a URI that ends in `/` names (`/` itself is no path at all, or `/%2f`)".to_owned(),
+                vhost => format!("virtual host `{vhost}`"),
+            },
+            said,
+        }
     }
+
+    fn unreached(&self, failure: &io::Error) -> BrokerError {
+        match failure.kind() {
+            io::ErrorKind::TimedOut => self.timed_out(),
+            _ => self.said(failure.to_string()),
+        }
+    }
+
+    fn timed_out(&self) -> BrokerError {
+        BrokerError::Timeout {
+            address: self.address.clone(),
+            limit: self.limit,
+        }
+    }
+
     fn failed(&self, cause: &io::Error, host: &str) -> BrokerError {
         let address = self.address.clone();
         match tls::problem(cause, host, self.config) {
@@ -143,17 +210,16 @@ impl Attempt<'_> {
     }
 }
 
-/// Connects to the first of `addresses` that answers; one that swallows packets leaves time for those after it.
-async fn first_of(addresses: &[SocketAddr], deadline: Instant) -> io::Result<TcpStream> {
+/// Connects to the first of `addresses` that answers, and says which it is; one that swallows packets leaves time for those after it.
+async fn first_of(addresses: &[SocketAddr], deadline: Instant) -> io::Result<(usize, TcpStream)> {
     let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for (tried, address) in addresses.iter().enumerate() {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let share = left / u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
-        match tokio::time::timeout(share, TcpStream::connect(address)).await {
+        let limit = share(deadline, addresses.len() - tried);
+        match tokio::time::timeout(limit, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
                 // Without it small frames wait for the acks of others; a socket that cannot is slow and nothing else.
                 let _ = stream.set_nodelay(true);
-                return Ok(stream);
+                return Ok((tried, stream));
             }
             Ok(Err(cause)) => failure = cause,
             Err(_) => failure = io::ErrorKind::TimedOut.into(),
@@ -186,10 +252,14 @@ impl Drop for Hangup {
 }
 
 /// By what the broker knows us.
-fn who(uri: &AMQPUri) -> String {
+fn who(uri: &AMQPUri, has_raw_at: bool) -> String {
+    let user = &uri.authority.userinfo.username;
     match uri.query.auth_mechanism {
         Some(SASLMechanism::External) => "the certificate of broker.client_certificate_file".to_owned(),
-        _ => format!("user `{}`", uri.authority.userinfo.username),
+        _ if has_raw_at => {
+            format!("user `{user}` (there is an `@` before the last one of the URI: in a password it is written %40)")
+        }
+        _ => format!("user `{user}`"),
     }
 }
 
@@ -198,15 +268,39 @@ fn address(uri: &AMQPUri) -> String {
     format!("{}:{}", uri.authority.host, uri.authority.port)
 }
 
-/// The URI as it is configured at this moment.
+/// The virtual host as it is configured at this moment.
+///
+/// # Errors
+/// As [`uris`].
+pub fn vhost(config: &BrokerConfig) -> Result<String, BrokerError> {
+    let uris = uris(config)?;
+    Ok(uris
+        .into_iter()
+        .next()
+        .map_or_else(|| "/".to_owned(), |uri| uri.amqp.vhost))
+}
+
+/// The URIs as they are configured at this moment; at least one.
 ///
 /// # Errors
 /// A file of address or login cannot be read, or holds no AMQP URI, or one without the encryption that is asked for.
-pub fn uri(config: &BrokerConfig) -> Result<AMQPUri, BrokerError> {
+fn uris(config: &BrokerConfig) -> Result<Vec<Address>, BrokerError> {
     let current = config.current_uri()?;
-    let mut uri = current.expose().clone();
+    if !current.is_tls() && (config.ca_file.is_some() || config.client_certificate_file.is_some()) {
+        // A check of the configuration cannot see what a file will hold.
+        return Err(BrokerError::NotEncrypted);
+    }
     let login = config.current_login()?;
-    if let Some(login) = &login {
+    let mut uris = current.expose().to_vec();
+    for uri in &mut uris {
+        complete(&mut uri.amqp, config, login.as_ref());
+    }
+    Ok(uris)
+}
+
+/// Adds what the rest of the configuration says of a connection.
+fn complete(uri: &mut AMQPUri, config: &BrokerConfig, login: Option<&Login>) {
+    if let Some(login) = login {
         uri.authority.userinfo.username.clone_from(&login.user);
         uri.authority.userinfo.password.clone_from(login.password.expose());
     }
@@ -219,15 +313,9 @@ pub fn uri(config: &BrokerConfig) -> Result<AMQPUri, BrokerError> {
             .filter(|bytes| (1..FRAME_MAX).contains(bytes))
             .unwrap_or(FRAME_MAX),
     );
-    if current.is_tls() {
-        if config.client_certificate_file.is_some() && login.is_none() {
-            uri.query.auth_mechanism.get_or_insert(SASLMechanism::External);
-        }
-    } else if config.ca_file.is_some() || config.client_certificate_file.is_some() {
-        // A check of the configuration cannot see what a file will hold.
-        return Err(BrokerError::NotEncrypted);
+    if uri.scheme == AMQPScheme::AMQPS && config.client_certificate_file.is_some() && login.is_none() {
+        uri.query.auth_mechanism.get_or_insert(SASLMechanism::External);
     }
-    Ok(uri)
 }
 
 fn seconds(heartbeat: Duration) -> u16 {
@@ -266,9 +354,9 @@ mod tests {
         let config = Config::from_overrides(&overrides).unwrap().broker;
 
         std::fs::write(file.path(), "amqp://user:hunter2@broker").unwrap();
-        let plain = uri(&config).unwrap_err();
+        let plain = uris(&config).unwrap_err();
         std::fs::write(file.path(), "amqps://user:hunter2@broker").unwrap();
-        let encrypted = uri(&config);
+        let encrypted = uris(&config);
 
         assert!(matches!(plain, BrokerError::NotEncrypted));
         assert!(encrypted.is_ok());
@@ -286,7 +374,7 @@ mod tests {
                 ("broker.password_file", path("password")),
             ];
             let config = Config::from_overrides(&[&login, more].concat()).unwrap().broker;
-            uri(&config).unwrap()
+            uris(&config).unwrap().remove(0).amqp
         };
 
         let plain = with(&[("broker.uri", "amqp://broker".to_owned())]);
@@ -320,7 +408,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(3);
 
         let addresses = [refusing, swallowing, serving.local_addr().unwrap()];
-        let reached = first_of(&addresses, deadline).await.unwrap();
+        let (_, reached) = first_of(&addresses, deadline).await.unwrap();
         let nobody = first_of(&addresses[..1], deadline).await.unwrap_err();
 
         assert_eq!(reached.peer_addr().unwrap(), serving.local_addr().unwrap());

@@ -15,6 +15,8 @@ use tracing::{info, warn};
 
 use super::backoff::{Failure, Patience};
 use super::connection::{self, Connected};
+use super::failure_of;
+use super::turn::Turn;
 use crate::config::BrokerConfig;
 use crate::error::chain;
 use crate::telemetry::health::{Condition, Health};
@@ -81,6 +83,7 @@ impl Link {
 }
 
 /// Keeps one connection up until `closed` fires, then closes it.
+#[derive(Clone)]
 pub struct Supervisor {
     pub role: Role,
     pub config: BrokerConfig,
@@ -95,21 +98,30 @@ impl Supervisor {
     /// Runs until `closed` fires.
     pub async fn run(self, live: Live) {
         let mut patience = Patience::new(self.config.reconnect_max);
+        let mut turn = Turn::default();
         let name = format!("{} {}", self.name, self.role.name());
-        while !self.closed.is_cancelled() {
+        loop {
             let secrets = connection::secrets(&self.config);
             let connected = tokio::select! {
-                connected = connection::connect(&self.config, &name) => connected,
+                connected = connection::connect_next(&self.config, &name, &mut turn) => connected,
                 () = self.closed.cancelled() => return,
             };
             let failure = match connected {
                 Ok(connection) => {
                     let since = tokio::time::Instant::now();
-                    self.serve(Arc::new(connection), &live).await;
-                    if since.elapsed() > STABLE {
+                    let failure = self.serve(Arc::new(connection), &live).await;
+                    if self.closed.is_cancelled() {
+                        // Closed on purpose.
+                        return;
+                    }
+                    let was_stable = since.elapsed() > STABLE;
+                    if was_stable {
                         patience.reset();
                     }
-                    Failure::Outage
+                    if turn.is_next_at_once(was_stable) {
+                        continue;
+                    }
+                    failure
                 }
                 Err(error) => {
                     self.metrics.failures.inc();
@@ -137,35 +149,45 @@ impl Supervisor {
         }
     }
 
-    async fn serve(&self, connection: Arc<Connected>, live: &Live) {
+    /// Returns whose move it is when the connection has ended.
+    async fn serve(&self, connection: Arc<Connected>, live: &Live) -> Failure {
         let mut events = Box::pin(connection.events_listener());
         self.health.clear(&self.role.down());
         self.metrics.connects.inc();
-        self.metrics.up.set(1);
-        info!(connection = self.role.name(), "connected to the broker");
+        self.metrics.up.inc();
+        info!(
+            connection = self.role.name(),
+            broker = connection.address,
+            "connected to the broker"
+        );
         live.send_replace(Some(connection.clone()));
         let reason = tokio::select! {
-            reason = self.watch(&connection, &mut events) => Some(reason),
+            biased;
             () = self.closed.cancelled() => None,
+            reason = self.watch(&connection, &mut events) => Some(reason),
         };
         live.send_replace(None);
-        self.metrics.up.set(0);
+        self.metrics.up.dec();
         self.health.clear(&Condition::Blocked(self.role.name()));
         match reason {
-            Some(reason) => {
+            Some((reason, failure)) => {
                 self.health.set(self.role.down(), &reason);
                 warn!(connection = self.role.name(), "lost the broker: {reason}");
+                failure
             }
-            None => close(&connection).await,
+            None => {
+                close(&connection).await;
+                Failure::Outage
+            }
         }
     }
 
-    /// Returns why the connection ended.
+    /// Returns why the connection ended, and whose move it is.
     async fn watch(
         &self,
         connection: &Connection,
         events: &mut (impl futures_util::Stream<Item = Event> + Unpin),
-    ) -> String {
+    ) -> (String, Failure) {
         let blocked = || Condition::Blocked(self.role.name());
         let mut said = None;
         while connection.status().connected() {
@@ -184,12 +206,13 @@ impl Supervisor {
                 }
                 // Also sent for a channel's error, which its user deals with and which ends no connection.
                 Some(Event::Error(error)) if is_of_a_channel(&error) => {}
-                Some(Event::Error(error)) => said = Some(error.to_string()),
+                // A limit of the user or of the node is a refusal as well.
+                Some(Event::Error(error)) => said = Some((error.to_string(), failure_of(&error))),
                 Some(_) => {}
                 None => break,
             }
         }
-        said.unwrap_or_else(|| "the connection was closed".to_owned())
+        said.unwrap_or_else(|| ("the connection was closed".to_owned(), Failure::Outage))
     }
 }
 

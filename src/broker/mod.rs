@@ -5,12 +5,14 @@ pub mod compare;
 pub mod connection;
 pub mod frames;
 pub mod link;
+pub mod links;
 pub mod permission;
 pub mod post;
 pub mod screen;
 pub mod stream;
 pub mod tls;
 pub mod topology;
+pub mod turn;
 pub mod values;
 
 use std::time::Duration;
@@ -20,6 +22,7 @@ use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 
 use self::backoff::Failure;
 use crate::config::{LoginFileError, UriFileError};
+use crate::error::chain;
 
 /// What of `lapin`'s failures a human needs: whose move it is, and what the broker said.
 #[derive(Debug, thiserror::Error)]
@@ -46,15 +49,18 @@ pub enum BrokerError {
     TheirCertificate { address: String, problem: String },
     #[error("the broker at {address} wants another certificate in broker.client_certificate_file: {problem}")]
     OurCertificate { address: String, problem: String },
-    #[error("the broker at {address} refused {who} on virtual host `{vhost}`: {said}")]
+    #[error("the broker at {address} refused {who} on {vhost}: {said}")]
     Refused {
         address: String,
         who: String,
+        /// In words, since an empty one has to be explained.
         vhost: String,
         said: String,
     },
     #[error("no connection to the broker at {address}: {said}")]
     Connect { address: String, said: String },
+    #[error("none of the {} addresses in broker.uri can be used; {}", .0.len(), listed(.0))]
+    All(Vec<BrokerError>),
     #[error("the broker left a request without an answer for {0:?}")]
     Silent(Duration),
     #[error("{what} cannot be used: {said}")]
@@ -70,6 +76,13 @@ pub enum BrokerError {
     Lapin(#[from] lapin::Error),
     #[error("{0}")]
     Topology(topology::Mismatch),
+}
+
+/// Every failure once: nodes that are all down say the same.
+fn listed(failures: &[BrokerError]) -> String {
+    let mut said: Vec<String> = failures.iter().map(|failure| chain(failure)).collect();
+    said.dedup();
+    said.join("; ")
 }
 
 /// The permission first, since it is what somebody can give; then the broker's own words.
@@ -92,10 +105,21 @@ pub fn reason(error: &lapin::Error, act: permission::Act) -> String {
 }
 
 impl BrokerError {
+    /// What is said of several addresses, none of which could be used.
+    fn of_all(mut failures: Vec<Self>) -> Self {
+        match failures.len() {
+            1 => failures.remove(0),
+            _ => Self::All(failures),
+        }
+    }
+
     /// Whether time alone may mend it, or somebody has to act at the broker.
     pub fn failure(&self) -> Failure {
         match self {
             Self::Refused { .. } | Self::Forbidden { .. } => Failure::Refusal,
+            // One that is down may let us in when it is back.
+            Self::All(failures) if failures.iter().all(|one| one.failure() == Failure::Refusal) => Failure::Refusal,
+            Self::All(_) => Failure::Outage,
             Self::Uri(_)
             | Self::Login(_)
             | Self::Tls(_)

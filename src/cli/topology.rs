@@ -163,7 +163,7 @@ fn told(part: &Part, difference: Difference) -> Told {
 
 /// Nothing that exists can be changed, in RabbitMQ: it has to be made anew.
 fn mend(part: &Part, state: &State, config: &Config) -> Option<String> {
-    let vhost = connection::uri(&config.broker).map_or_else(|_| "/".to_owned(), |uri| uri.vhost);
+    let vhost = connection::vhost(&config.broker).unwrap_or_else(|_| "/".to_owned());
     let name = &part.name;
     match (state, part.kind) {
         (State::Fits, _) => None,

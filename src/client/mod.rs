@@ -43,12 +43,14 @@ pub use self::pending::Strays;
 use self::pending::{Number, Pending};
 pub use self::scatter::ScatterError;
 use self::session::{Dial, Keeper, Session, State};
+use self::timing::Stamp;
 pub use self::timing::Timing;
-use self::timing::{STAMP_MS, Stamp};
 use crate::broker::BrokerError;
 use crate::broker::topology::Names;
+use crate::broker::turn::Turn;
 use crate::config::{BrokerConfig, Config, ConfigError};
 use crate::wire::error::WireError;
+use crate::wire::headers;
 use crate::wire::request::{RequestEncoding, RequestedOutput, encode_request};
 pub use crate::wire::rows::RowRelation;
 use crate::wire::status::Status;
@@ -187,7 +189,8 @@ impl Answer {
 }
 
 impl Client {
-    /// Connects to the broker at an `amqp://` or `amqps://` address, with [`Options`] as they are by default.
+    /// Connects to the broker at an `amqp://` or `amqps://` address, or at one of several with commas between, with [`Options`] as
+    /// they are by default.
     ///
     /// # Errors
     /// The address is none; the broker cannot be reached or refuses us; or no worker has ever declared the exchange.
@@ -201,7 +204,8 @@ impl Client {
     /// # Errors
     /// The broker cannot be reached or refuses us, or no worker has ever declared the exchange of `options.prefix`.
     pub async fn open(broker: &BrokerConfig, options: Options) -> Result<Self, ClientError> {
-        let dial = Dial {
+        let mut dial = Dial {
+            turn: Turn::default(),
             broker: broker.clone(),
             exchange: Names::new(&options.prefix).exchange(),
             channels_max: options.channels_max,
@@ -446,7 +450,7 @@ fn headers(job: &Job, now: Duration, timeout: Option<Duration>) -> FieldTable {
     if job.timing {
         headers.insert("inferq-timing".into(), AMQPValue::Boolean(true));
         // AMQP's own timestamp has whole seconds.
-        headers.insert(STAMP_MS.into(), AMQPValue::LongLongInt(millis(now)));
+        headers.insert(headers::PUBLISHED_MS.into(), AMQPValue::LongLongInt(millis(now)));
     }
     headers
 }

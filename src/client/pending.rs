@@ -9,10 +9,11 @@ use lapin::types::{AMQPValue, LongString, ShortString};
 use lapin::{BasicProperties, Confirmation};
 use tokio::sync::oneshot;
 
-use super::timing::{Stamp, Timing, number};
+use super::timing::{Stamp, Timing};
 use super::{Answer, CallError};
 use crate::wire::Encoding;
 use crate::wire::JSON_BYTES_HEADER;
+use crate::wire::headers;
 use crate::wire::reply::{Reply, decode_reply};
 use crate::wire::rows::{ROW_OUTPUTS_HEADER, ROWS_HEADER};
 
@@ -159,7 +160,7 @@ impl Pending {
 /// What a reply says. Nobody here knows how long it took.
 pub fn read(properties: &BasicProperties, body: Vec<u8>) -> Result<Answer, CallError> {
     let content_type = properties.content_type().as_ref().map(ShortString::as_str);
-    let json_bytes = header(properties, JSON_BYTES_HEADER).and_then(number);
+    let json_bytes = header(properties, JSON_BYTES_HEADER).and_then(headers::integer);
     let encoding = Encoding::of(content_type, json_bytes).map_err(CallError::Reply)?;
     match decode_reply(&encoding, Bytes::from(body)).map_err(CallError::Reply)? {
         Reply::Error { error, code } => Err(CallError::Refused { code, error }),
@@ -170,7 +171,7 @@ pub fn read(properties: &BasicProperties, body: Vec<u8>) -> Result<Answer, CallE
             outputs,
             latency: std::time::Duration::ZERO,
             batch_rows: header(properties, "inferq-batch-rows")
-                .and_then(number)
+                .and_then(headers::integer)
                 .and_then(|rows| u64::try_from(rows).ok()),
             timing: Timing::of(|name| header(properties, name)),
             rows: header(properties, ROWS_HEADER).and_then(|said| text(said)?.parse().ok()),

@@ -25,6 +25,7 @@ use super::pending::{Number, Pending};
 use super::{ClientError, mailbox};
 use crate::broker::backoff::{Failure, Patience};
 use crate::broker::connection::{self, Connected};
+use crate::broker::turn::Turn;
 use crate::config::BrokerConfig;
 use crate::error::chain;
 
@@ -62,17 +63,22 @@ pub struct Dial {
     pub broker: BrokerConfig,
     pub exchange: ShortString,
     pub channels_max: usize,
+    pub turn: Turn,
 }
 
 impl Dial {
     /// # Errors
     /// The broker cannot be reached or refuses us, or has no such exchange.
-    pub async fn open(&self) -> Result<(Arc<Session>, Arrivals), ClientError> {
-        let connection = Arc::new(connection::connect(&self.broker, "inferq producer").await?);
+    pub async fn open(&mut self) -> Result<(Arc<Session>, Arrivals), ClientError> {
+        let connecting = connection::connect_next(&self.broker, "inferq producer", &mut self.turn);
+        let connection = Arc::new(connecting.await?);
         find_exchange(&connection, &self.exchange).await?;
         let (reply_to, replies) = consume_replies(&connection.create_channel().await?).await?;
-        let pool = pool(&connection, self.channels_max)?;
-        let confirmed = self::pool(&connection, self.channels_max)?;
+        // Both pools together leave room for the replies, a mailbox and a channel that is being closed.
+        let allowed = usize::from(connection.configuration().channel_max());
+        let channels_max = self.channels_max.min(allowed.saturating_sub(CHANNELS_SPARE) / 2);
+        let pool = pool(&connection, channels_max)?;
+        let confirmed = self::pool(&connection, channels_max)?;
         let (confirms, receiver) = mpsc::channel(CONFIRMS_MAX);
         let session = Session {
             connection,
@@ -193,8 +199,9 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    pub async fn run(self, mut session: Arc<Session>, mut arrivals: Arrivals) {
+    pub async fn run(mut self, mut session: Arc<Session>, mut arrivals: Arrivals) {
         let mut patience = Patience::new(self.dial.broker.reconnect_max);
+        let closed = self.closed.clone();
         loop {
             let since = Instant::now();
             let ended = tokio::select! {
@@ -204,12 +211,14 @@ impl Keeper {
             let Some(reason) = ended else { break };
             self.state.send_replace(State::Down(Instant::now(), reason));
             self.pending.all_again();
-            if since.elapsed() > STABLE {
+            let was_stable = since.elapsed() > STABLE;
+            if was_stable {
                 patience.reset();
             }
+            let is_at_once = self.dial.turn.is_next_at_once(was_stable);
             let next = tokio::select! {
-                next = self.next(&mut patience) => next,
-                () = self.closed.cancelled() => break,
+                next = self.next(&mut patience, is_at_once) => next,
+                () = closed.cancelled() => break,
             };
             (session, arrivals) = next;
             self.state.send_replace(State::Up(session.clone()));
@@ -219,12 +228,15 @@ impl Keeper {
         let _ = tokio::time::timeout(GOODBYE, session.connection.close(200, "bye".into())).await;
     }
 
-    /// Never without a pause: what ends a connection right after its handshake would end the next as well.
-    async fn next(&self, patience: &mut Patience) -> (Arc<Session>, Arrivals) {
+    /// Never without a pause, unless the broker has other addresses: what ends a connection right after its handshake would end the
+    /// next as well.
+    async fn next(&mut self, patience: &mut Patience, mut is_at_once: bool) -> (Arc<Session>, Arrivals) {
         let since = Instant::now();
         let mut failure = Failure::Outage;
         loop {
-            tokio::time::sleep(patience.after(failure, fastrand::f64()).wait).await;
+            if !std::mem::take(&mut is_at_once) {
+                tokio::time::sleep(patience.after(failure, fastrand::f64()).wait).await;
+            }
             match self.dial.open().await {
                 Ok(next) => return next,
                 Err(error) => {
@@ -300,6 +312,7 @@ async fn consume_replies(channel: &Channel) -> Result<(ShortString, Consumer), C
     Ok((name, replies))
 }
 
+const CHANNELS_SPARE: usize = 3;
 /// Confirms that the task has not taken in yet.
 const CONFIRMS_MAX: usize = 256;
 /// A connection that lasted this long was good; the next failure is a new one.

@@ -5,6 +5,8 @@ use std::time::Duration;
 use lapin::types::AMQPValue;
 use tokio::time::Instant;
 
+use crate::wire::headers;
+
 /// How a worker spent the time on a job. What is left of [`super::Answer::latency`] is the way of the reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
@@ -22,7 +24,7 @@ impl Timing {
     /// `None` unless all that a worker says of every result is there.
     pub fn of<'a>(header: impl Fn(&'static str) -> Option<&'a AMQPValue>) -> Option<Self> {
         let micros = |name| {
-            let micros = u64::try_from(number(header(name)?)?).ok()?;
+            let micros = u64::try_from(headers::integer(header(name)?)?).ok()?;
             Some(Duration::from_micros(micros))
         };
         Some(Self {
@@ -48,22 +50,6 @@ pub struct Stamp {
     pub sent: Instant,
     /// What the job's stamp, in whole milliseconds, leaves out of that time.
     pub unstamped: Duration,
-}
-
-/// The header by which RabbitMQ itself stamps messages, where it is told to; it leaves one that is there alone.
-///
-/// # Source
-/// RabbitMQ documentation, "Message Interceptors", `set_header_timestamp`.
-pub const STAMP_MS: &str = "timestamp_in_ms";
-
-/// A header that is a whole number, or one written as text, as Triton's clients and the worker write lengths.
-pub fn number(value: &AMQPValue) -> Option<i64> {
-    match value {
-        AMQPValue::LongLongInt(value) => Some(*value),
-        AMQPValue::LongInt(value) => Some((*value).into()),
-        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok()?.parse().ok(),
-        _ => None,
-    }
 }
 
 #[cfg(test)]
@@ -92,13 +78,5 @@ mod tests {
             Timing::of(|name| headers.get(name).filter(|_| name != "inferq-wait-us")),
             None
         );
-    }
-
-    #[test]
-    fn numbers_come_as_numbers_and_as_text() {
-        assert_eq!(number(&AMQPValue::LongInt(-7)), Some(-7));
-        assert_eq!(number(&AMQPValue::LongString("77".into())), Some(77));
-        assert_eq!(number(&AMQPValue::LongString("x".into())), None);
-        assert_eq!(number(&AMQPValue::Boolean(true)), None);
     }
 }

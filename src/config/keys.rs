@@ -154,7 +154,8 @@ macro_rules! is_secret {
 settings! {
     /// Where RabbitMQ is, and how this process talks to it.
     broker: BrokerConfig {
-        /// Address and credentials of the broker; special characters in them are percent-encoded.
+        /// Address and credentials of the broker; special characters in them are percent-encoded. A list, or several with commas
+        /// between, are the nodes of a cluster: tried in turn from a random one on, and the next one as soon as one is lost.
         uri: BrokerUri, "uri" = "amqp://guest:guest@127.0.0.1:5672/%2f", Uri,
             "A broker fresh from its package listens here and lets this account in from the same machine only.", secret;
         /// A file that holds the URI instead, as a mounted secret does; read again at every connect.
@@ -182,7 +183,7 @@ settings! {
         /// How often both sides say that they are alive; two missed beats end the connection.
         heartbeat: Duration, "heartbeat_ms" = 10_000, WholeSeconds(1_000..=60_000),
             "A dead peer is noticed within 20 seconds, where the broker's own 60 would take two minutes.";
-        /// How long one attempt to connect may take.
+        /// How long one attempt to connect may take; several addresses share it.
         connect_timeout: Duration, "connect_timeout_ms" = 10_000, Milliseconds(100..=600_000),
             "A broker that answers later than this is not going to.";
         /// Longest pause between two attempts to connect; each pause is drawn at random below it.

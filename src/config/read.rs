@@ -7,8 +7,7 @@ use ::config::{Source, Value, ValueKind};
 
 use super::keys::{Key, keys, toml_of};
 use super::layer::Layer;
-use super::rule::{Refusal, Rule, described};
-use super::uri::BrokerUri;
+use super::rule::{Refusal, Rule, described, uri_of};
 use super::{ConfigError, Fault, Setting};
 
 /// The effective value of every key, and the faults so far.
@@ -92,7 +91,8 @@ impl Reader {
     fn two_uris(&self) -> Option<Fault> {
         // The example file holds the default: that is not a second address.
         let default = keys().find(|key| key.path == "broker.uri")?.default;
-        let set = !self.text("broker.uri_file").is_empty() && self.text("broker.uri") != default().to_string();
+        let is_default = |(_, uri): &(_, Value)| uri.kind == default();
+        let set = !self.text("broker.uri_file").is_empty() && !self.values.get("broker.uri").is_none_or(is_default);
         set.then(|| {
             self.fault(
                 "broker.uri_file",
@@ -113,7 +113,8 @@ impl Reader {
 
     fn certificate_without_tls(&self, path: &'static str) -> Option<Fault> {
         let from_file = !self.text("broker.uri_file").is_empty();
-        let uri: BrokerUri = self.text("broker.uri").parse().ok()?;
+        let (_, uri) = self.values.get("broker.uri")?;
+        let uri = uri_of(&uri.kind)?.ok()?;
         let pointless = !self.text(path).is_empty() && !from_file && !uri.is_tls();
         pointless.then(|| {
             let wrong = "is set, but broker.uri asks for no encryption";
@@ -186,6 +187,8 @@ fn shown(key: &Key, value: &ValueKind) -> toml::Value {
     if !key.secret {
         return toml_of(value);
     }
-    let uri = value.to_string().parse::<BrokerUri>();
-    uri.map_or_else(|_| "***".into(), |uri| uri.to_string().into())
+    match uri_of(value) {
+        Some(Ok(uri)) => uri.to_string().into(),
+        Some(Err(_)) | None => "***".into(),
+    }
 }

@@ -11,7 +11,7 @@ use ::config::{Value, ValueKind};
 
 pub(super) use text::{
     DeviceRule, LogFilter, ModelNames, OneOf, OptionalAddress, OptionalCollector, OptionalPath, RequiredPath,
-    TopologyPrefix, Uri, WorkerName,
+    TopologyPrefix, Uri, WorkerName, uri_of,
 };
 
 /// How the value of a key is checked.

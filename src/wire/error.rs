@@ -56,6 +56,8 @@ pub enum Problem {
     ContentType { came: String },
     #[error("`{came}` came; allowed is none: send the body uncompressed")]
     Compressed { came: String },
+    #[error("`{came}` came; allowed is none: send the bytes as they are")]
+    Encoded { came: String },
     #[error(
         "with application/octet-stream this header gives the length of the JSON part, an integer >= 0; \
          a body that is JSON alone is application/json"
@@ -67,6 +69,11 @@ pub enum Problem {
     /// `fault` is the parser's, and holds positions but nothing of the text.
     #[error("is not JSON: {fault}")]
     NotJson { fault: String },
+    /// `came` is one of a few words of other languages.
+    #[error("`{came}` is not JSON; {instead}")]
+    Foreign { came: String, instead: &'static str },
+    #[error("{came} came as AMQP 1.0; allowed is a data section, or a value that is binary or a string")]
+    Amqp10 { came: &'static str },
     #[error("is not MessagePack: {fault}")]
     NotMsgPack { fault: &'static str },
     #[error("{bytes} bytes follow the message; nothing may")]

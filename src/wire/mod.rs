@@ -13,13 +13,17 @@
 //! most 8 bytes for each byte of the array (a one-byte integer as FP64, a short string with its length before it),
 //! and no more elements are reserved than the array has bytes.
 
+pub mod amqp10;
 mod binary;
+mod datatype_names;
 pub(crate) mod elements;
 pub mod error;
+pub mod headers;
 mod json;
 mod message;
 mod msgpack;
 pub mod reply;
+pub mod reply_address;
 pub mod request;
 #[cfg(test)]
 mod roundtrip;
@@ -70,16 +74,21 @@ impl Encoding {
         Ok(Self::Binary { json_bytes })
     }
 
-    /// Refuses a body that is compressed by its `content_encoding`. Any other value says nothing that the content type does
-    /// not: some clients always write `binary` or `utf-8` there.
+    /// Refuses a body that its `content_encoding` says to be compressed, or written as text, such as in Base64. Any other value
+    /// says nothing that the content type does not: some clients always write `binary` or `utf-8` there.
     ///
     /// # Errors
-    /// The name of a compression came.
-    pub fn refuse_compressed(content_encoding: Option<&str>) -> Result<(), WireError> {
-        let came = content_encoding.unwrap_or_default();
-        if COMPRESSIONS.iter().any(|name| name.eq_ignore_ascii_case(came)) {
-            let came = came.to_owned();
-            return Err(Problem::Compressed { came }.at("content_encoding"));
+    /// The name of such an encoding came, alone or in a list.
+    pub fn refuse_encoded(content_encoding: Option<&str>) -> Result<(), WireError> {
+        for came in content_encoding.unwrap_or_default().split(',').map(str::trim) {
+            let is_one_of = |names: &[&str]| names.iter().any(|name| name.eq_ignore_ascii_case(came));
+            let came = || came.to_owned();
+            if is_one_of(&COMPRESSIONS) {
+                return Err(Problem::Compressed { came: came() }.at("content_encoding"));
+            }
+            if is_one_of(&TEXT_ENCODINGS) {
+                return Err(Problem::Encoded { came: came() }.at("content_encoding"));
+            }
         }
         Ok(())
     }
@@ -141,16 +150,49 @@ const MSGPACK_TYPES: [&str; 3] = [
     "application/vnd.msgpack",
 ];
 /// # Source
-/// IANA, "HTTP Content Coding Registry", whose names clients of AMQP use as well.
-const COMPRESSIONS: [&str; 8] = [
+/// IANA, "HTTP Content Coding Registry", whose names clients of AMQP use as well; and what else is in use.
+const COMPRESSIONS: [&str; 24] = [
     "gzip",
     "x-gzip",
     "deflate",
     "br",
+    "brotli",
     "zstd",
+    "zstandard",
     "compress",
     "x-compress",
     "bzip2",
+    "x-bzip2",
+    "zlib",
+    "zip",
+    "xz",
+    "lzma",
+    "lz4",
+    "snappy",
+    "x-snappy",
+    "x-snappy-framed",
+    "dcb",
+    "dcz",
+    "exi",
+    "pack200-gzip",
+    "aes128gcm",
+];
+/// # Source
+/// RFC 2045, "Content-Transfer-Encoding", and RFC 4648.
+const TEXT_ENCODINGS: [&str; 13] = [
+    "base64",
+    "x-base64",
+    "base64url",
+    "base32",
+    "base16",
+    "base85",
+    "ascii85",
+    "hex",
+    "quoted-printable",
+    "uuencode",
+    "x-uuencode",
+    "uue",
+    "x-uue",
 ];
 const JSON_TYPE: &str = "application/json";
 const BINARY_TYPE: &str = "application/octet-stream";
@@ -199,17 +241,30 @@ mod tests {
     }
 
     #[test]
-    fn a_compressed_body_is_refused_by_name_and_other_encodings_are_of_no_account() {
-        for compressed in ["gzip", "GZIP", "zstd", "br"] {
-            let refusal = Encoding::refuse_compressed(Some(compressed)).unwrap_err().to_string();
+    fn an_encoded_body_is_refused_by_name_whatever_else_is_named() {
+        for compressed in ["gzip", "GZIP", "zstd", "br", "lz4"] {
+            let refusal = Encoding::refuse_encoded(Some(compressed)).unwrap_err().to_string();
 
             assert_eq!(
                 refusal,
                 format!("content_encoding: `{compressed}` came; allowed is none: send the body uncompressed")
             );
         }
-        for plain in [None, Some(""), Some("identity"), Some("binary"), Some("utf-8")] {
-            assert_eq!(Encoding::refuse_compressed(plain), Ok(()), "{plain:?}");
+        for (encoding, named) in [("base64", "base64"), ("Base64", "Base64"), ("identity, hex ", "hex")] {
+            let refusal = Encoding::refuse_encoded(Some(encoding)).unwrap_err().to_string();
+
+            let came = format!("content_encoding: `{named}` came; allowed is none: send the bytes as they are");
+            assert_eq!(refusal, came);
+        }
+        for plain in [
+            None,
+            Some(""),
+            Some("identity"),
+            Some("binary"),
+            Some("utf-8"),
+            Some("8bit"),
+        ] {
+            assert_eq!(Encoding::refuse_encoded(plain), Ok(()), "{plain:?}");
         }
     }
 

@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use bytes::Bytes;
 
+use super::datatype_names;
+
 /// Element type of a tensor, by its Open Inference Protocol name.
 ///
 /// # Source
@@ -92,14 +94,22 @@ impl FromStr for Datatype {
         Self::ALL
             .into_iter()
             .find(|datatype| datatype.name() == name)
-            .ok_or(UnknownDatatype)
+            .ok_or_else(|| UnknownDatatype {
+                nearest: datatype_names::nearest(name),
+            })
     }
 }
 
 /// The name is none of the protocol's datatypes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("is not a datatype; allowed are BOOL, UINT8/16/32/64, INT8/16/32/64, FP16, BF16, FP32, FP64 and BYTES")]
-pub struct UnknownDatatype;
+#[error(
+    "is not a datatype{}; allowed are BOOL, UINT8/16/32/64, INT8/16/32/64, FP16, BF16, FP32, FP64 and BYTES",
+    .nearest.map(|nearest| format!(", write {nearest}")).unwrap_or_default()
+)]
+pub struct UnknownDatatype {
+    /// The one that a name of another system stands for.
+    pub nearest: Option<Datatype>,
+}
 
 /// A named tensor.
 ///
@@ -307,7 +317,8 @@ mod tests {
             assert_eq!(datatype.to_string().parse(), Ok(datatype));
         }
 
-        assert_eq!("fp32".parse::<Datatype>(), Err(UnknownDatatype));
+        let nearest = Some(Datatype::Fp32);
+        assert_eq!("float32".parse::<Datatype>(), Err(UnknownDatatype { nearest }));
     }
 
     #[test]

@@ -29,7 +29,8 @@ use crate::broker::BrokerError;
 use crate::broker::backoff::{Failure, Patience};
 use crate::broker::connection::Connected;
 use crate::broker::frames::{Content, Delivered, News};
-use crate::broker::link::{self, Link};
+use crate::broker::link;
+use crate::broker::links::Links;
 use crate::broker::permission::Act;
 use crate::broker::post::Mail;
 use crate::broker::topology::{self, Names};
@@ -52,7 +53,9 @@ pub struct Delivery {
 /// Consumes one model's queue.
 pub struct Consume {
     pub model: Arc<Served>,
-    pub link: Link,
+    /// Which of the worker's models it is.
+    pub number: usize,
+    pub links: Arc<Links>,
     pub broker: BrokerConfig,
     pub topology: TopologyConfig,
     pub limits: Limits,
@@ -115,15 +118,19 @@ struct Generation {
 
 impl Consume {
     /// Runs until the stop token fires and every delivery taken before is settled, or the worker is lost.
-    pub async fn run(mut self) {
+    pub async fn run(self) {
         let condition = Condition::Consumer(self.model.name.clone());
         let mut patience = Patience::new(self.broker.reconnect_max);
         loop {
             let connection = tokio::select! {
-                connection = self.link.connection() => connection,
+                connection = self.links.connection(self.number) => connection,
                 () = self.stop.cancelled() => return,
             };
-            let Some(connection) = connection else { return };
+            let connection = match connection {
+                Ok(Some(connection)) => connection,
+                Ok(None) => return,
+                Err(few) => return self.fatal.raise(few.into()),
+            };
             let opening = tokio::time::timeout(self.broker.connect_timeout, self.open(&connection));
             let opened = opening.await.unwrap_or_else(|_| {
                 // Whatever it is that the broker does not answer, a fresh connection is the way out.

@@ -24,7 +24,10 @@ use crate::model::signature::{Dim, Dims, Signature, TensorSpec};
 use crate::telemetry::export::{Traced, Traces};
 use crate::telemetry::metrics::{LaneMetrics, ModelMetrics};
 use crate::telemetry::trace::{Arrival, Trace};
+use crate::wire::amqp10;
 use crate::wire::error::{WireError, excerpt};
+use crate::wire::headers;
+use crate::wire::reply_address::{self, AddressError};
 use crate::wire::request::{Request, RequestInput, decode_request};
 use crate::wire::tensor::{Datatype, Tensor, bytes_elements};
 use crate::wire::{Encoding, JSON_BYTES_HEADER};
@@ -82,6 +85,7 @@ pub struct Envelope {
     /// Version that answers, or where there is none the one asked for, cut short.
     pub version: String,
     pub properties: BasicProperties,
+    pub reply_to: ReplyTo,
     /// The original body, kept for the dead letters.
     pub body: Bytes,
     /// How the body is encoded, and so the reply; unknown content types are answered in JSON.
@@ -98,6 +102,29 @@ pub struct Envelope {
     pub trace: Option<Box<Traced>>,
     pub receipt: Receipt,
     _memory: Option<OwnedSemaphorePermit>,
+}
+
+/// Where the reply to a job goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReplyTo {
+    /// The property is the name of a queue, or says nothing.
+    AsItIs,
+    /// The property is the address of this queue.
+    Queue(ShortString),
+    /// The property is an address of something else. The job becomes a dead letter.
+    Refused(AddressError),
+}
+
+impl ReplyTo {
+    fn of(properties: &BasicProperties) -> Self {
+        let came = properties.reply_to().as_ref().map_or("", ShortString::as_str);
+        match reply_address::queue(came) {
+            Ok(None) => Self::AsItIs,
+            // No longer than the address.
+            Ok(Some(queue)) => Self::Queue(ShortString::try_new(&*queue).unwrap_or_default()),
+            Err(refusal) => Self::Refused(refusal),
+        }
+    }
 }
 
 /// A job that fits its model.
@@ -215,9 +242,9 @@ pub fn decode_at(moment: Moment, delivery: Delivery, served: &Served, limits: &L
 
 impl Envelope {
     pub fn new(delivery: Delivery, model: Arc<str>, default_version: u64, metrics: Arc<ModelMetrics>) -> Self {
-        let version = match header(&delivery.properties, VERSION) {
-            Some(AMQPValue::LongString(version)) => excerpt(&version.to_string()),
-            Some(value) => integer(value).map_or_else(String::new, |version| version.to_string()),
+        let version = match header(&delivery.properties, headers::VERSION) {
+            // Of any other type it is refused when the job is decoded.
+            Some(value) => headers::version(value).map_or_else(|_| String::new(), |version| excerpt(&version)),
             None => default_version.to_string(),
         };
         Self {
@@ -228,6 +255,7 @@ impl Envelope {
             delivery_count: delivery_count(&delivery),
             redelivered: delivery.redelivered,
             arrived: delivery.arrived,
+            reply_to: ReplyTo::of(&delivery.properties),
             properties: delivery.properties,
             body: delivery.body,
             metrics,
@@ -250,10 +278,7 @@ impl Envelope {
 
     /// The sender's wish for the time split.
     pub fn wants_timing(&self) -> bool {
-        matches!(
-            header(&self.properties, "inferq-timing"),
-            Some(AMQPValue::Boolean(true))
-        )
+        header(&self.properties, headers::TIMING).is_some_and(|value| headers::timing(value) == Ok(true))
     }
 }
 
@@ -264,7 +289,7 @@ fn delivery_count(delivery: &Delivery) -> u64 {
         return 0;
     }
     header(&delivery.properties, "x-delivery-count")
-        .and_then(integer)
+        .and_then(headers::integer)
         .and_then(|count| u64::try_from(count).ok())
         .unwrap_or(1)
 }
@@ -285,6 +310,9 @@ fn admit<'a>(
     served: &'a Served,
     limits: &Limits,
 ) -> Result<Admitted<'a>, JobError> {
+    if let ReplyTo::Refused(refusal) = &envelope.reply_to {
+        return Err(refusal.clone().into());
+    }
     envelope.encoding = encoding(&envelope.properties)?;
     if envelope.body.len() > limits.body_bytes_max {
         return Err(JobError::BodyTooLarge {
@@ -297,6 +325,9 @@ fn admit<'a>(
             deliveries: envelope.delivery_count,
         });
     }
+    if let Some(value) = header(&envelope.properties, headers::TIMING) {
+        headers::timing(value)?;
+    }
     envelope.deadline = deadline(&envelope.properties, moment)?;
     if let Some(deadline) = envelope.deadline
         && deadline <= moment.now
@@ -305,7 +336,7 @@ fn admit<'a>(
     }
     let (lane, jobs) = lane(envelope, served)?;
     envelope.version.clone_from(&lane.version);
-    let request = decode_request(&envelope.encoding, envelope.body.clone())?;
+    let request = decode_request(&envelope.encoding, content(envelope)?)?;
     // Once for the whole job, which must not be read in two ways.
     let is_batched = lane.rows.are_batched();
     let content = fit(request, lane, is_batched, &envelope.encoding)?;
@@ -325,6 +356,15 @@ fn admit<'a>(
         });
     }
     Ok((lane, jobs, content))
+}
+
+/// The body without what AMQP 1.0 may have put around it.
+fn content(envelope: &Envelope) -> Result<Bytes, WireError> {
+    let body = envelope.body.clone();
+    match text(envelope.properties.kind()) {
+        Some(amqp10::TYPE) => amqp10::unwrapped(body),
+        Some(_) | None => Ok(body),
+    }
 }
 
 /// The bytes that the outputs asked for will take at least, as far as the signature tells: a job of many small rows must
@@ -353,14 +393,10 @@ pub fn late(deadline: Instant, now: Instant) -> JobError {
 /// How the properties of a job say that its body is encoded.
 ///
 /// # Errors
-/// The body is compressed, or the content type is missing, unknown, or lacks the header that it needs.
+/// The body is compressed or written as text, or the content type is missing, unknown, or lacks the header that it needs.
 pub fn encoding(properties: &BasicProperties) -> Result<Encoding, WireError> {
-    let json_bytes = match header(properties, JSON_BYTES_HEADER) {
-        Some(AMQPValue::LongString(text)) => text.to_string().parse().ok(),
-        Some(value) => integer(value),
-        None => None,
-    };
-    Encoding::refuse_compressed(properties.content_encoding().as_ref().map(ShortString::as_str))?;
+    let json_bytes = header(properties, JSON_BYTES_HEADER).and_then(headers::integer);
+    Encoding::refuse_encoded(properties.content_encoding().as_ref().map(ShortString::as_str))?;
     let content_type = properties.content_type().as_ref().map(ShortString::as_str);
     Encoding::of(content_type, json_bytes)
 }
@@ -369,18 +405,10 @@ pub fn encoding(properties: &BasicProperties) -> Result<Encoding, WireError> {
 ///
 /// A deadline behind the moment comes back as that or earlier, as far as the clock reaches.
 fn deadline(properties: &BasicProperties, moment: Moment) -> Result<Option<Instant>, JobError> {
-    const HEADER: &str = "inferq-deadline";
-    let Some(value) = header(properties, HEADER) else {
+    let Some(value) = header(properties, headers::DEADLINE) else {
         return Ok(None);
     };
-    let unix_ms = integer(value)
-        .and_then(|ms| u64::try_from(ms).ok())
-        .ok_or(JobError::Header {
-            header: HEADER,
-            came: kind(value),
-            allowed: "a long, milliseconds since 1970-01-01 UTC",
-        })?;
-    let deadline = Duration::from_millis(unix_ms);
+    let deadline = Duration::from_millis(headers::deadline_ms(value)?);
     let Moment { now, unix } = moment;
     Ok(Some(if deadline >= unix {
         now.checked_add(deadline - unix).unwrap_or(now + FOREVER)
@@ -390,15 +418,8 @@ fn deadline(properties: &BasicProperties, moment: Moment) -> Result<Option<Insta
 }
 
 fn lane<'a>(envelope: &Envelope, served: &'a Served) -> Result<&'a (Arc<Lane>, Sender<Job>), JobError> {
-    if let Some(value) = header(&envelope.properties, VERSION)
-        && !matches!(value, AMQPValue::LongString(_))
-        && integer(value).is_none()
-    {
-        return Err(JobError::Header {
-            header: VERSION,
-            came: kind(value),
-            allowed: "a string or an integer",
-        });
+    if let Some(value) = header(&envelope.properties, headers::VERSION) {
+        headers::version(value)?;
     }
     envelope
         .version
@@ -558,36 +579,7 @@ fn wanted(request: &Request, lane: &Lane, encoding: &Encoding) -> Result<Vec<Wan
 
 /// A header of the message.
 pub fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<&'a AMQPValue> {
-    properties.headers().as_ref()?.inner().get(name)
-}
-
-/// The value of any of AMQP's integer types; clients choose one by the size of the number.
-fn integer(value: &AMQPValue) -> Option<i64> {
-    match *value {
-        AMQPValue::ShortShortInt(number) => Some(number.into()),
-        AMQPValue::ShortShortUInt(number) => Some(number.into()),
-        AMQPValue::ShortInt(number) => Some(number.into()),
-        AMQPValue::ShortUInt(number) => Some(number.into()),
-        AMQPValue::LongInt(number) => Some(number.into()),
-        AMQPValue::LongUInt(number) => Some(number.into()),
-        AMQPValue::LongLongInt(number) => Some(number),
-        _ => None,
-    }
-}
-
-/// What kind of value came, for messages that must not show the value.
-fn kind(value: &AMQPValue) -> &'static str {
-    match value {
-        AMQPValue::Boolean(_) => "a boolean",
-        AMQPValue::LongString(_) | AMQPValue::ShortString(_) => "a string",
-        AMQPValue::Float(_) | AMQPValue::Double(_) | AMQPValue::DecimalValue(_) => "a number with a fraction",
-        AMQPValue::FieldArray(_) | AMQPValue::FieldTable(_) => "a table or an array",
-        AMQPValue::ByteArray(_) => "a byte array",
-        // Of seconds, where we count milliseconds.
-        AMQPValue::Timestamp(_) => "a timestamp",
-        AMQPValue::Void => "nothing",
-        _ => "a number below zero",
-    }
+    headers::value(properties.headers().as_ref(), name)
 }
 
 fn list<T: std::fmt::Display>(things: impl IntoIterator<Item = T>) -> String {
@@ -595,8 +587,6 @@ fn list<T: std::fmt::Display>(things: impl IntoIterator<Item = T>) -> String {
     things.join(", ")
 }
 
-/// The header that pins a version.
-pub(super) const VERSION: &str = "inferq-model-version";
 /// Stands for a deadline past the end of the clock.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 

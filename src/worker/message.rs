@@ -6,11 +6,12 @@ use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
-use super::decode::{Envelope, Moment, VERSION, header};
+use super::decode::{Envelope, Moment, ReplyTo, header};
 use super::reply::{Outcome, Timing};
 use super::row_headers::RowHeaders;
 use crate::broker::topology::Names;
 use crate::error::JobError;
+use crate::wire::headers;
 use crate::wire::reply::encode_error;
 use crate::wire::status::Status;
 use crate::wire::{Encoded, Encoding, JSON_BYTES_HEADER};
@@ -43,11 +44,12 @@ pub struct DeadReason {
 
 /// The queue that the sender wants its reply in; an empty name means none.
 pub fn reply_to(envelope: &Envelope) -> Option<&ShortString> {
-    envelope
-        .properties
-        .reply_to()
-        .as_ref()
-        .filter(|queue| !queue.as_str().is_empty())
+    let queue = match &envelope.reply_to {
+        ReplyTo::AsItIs => envelope.properties.reply_to().as_ref(),
+        ReplyTo::Queue(queue) => Some(queue),
+        ReplyTo::Refused(_) => None,
+    };
+    queue.filter(|queue| !queue.as_str().is_empty())
 }
 
 /// The reply, if the sender wants one.
@@ -170,21 +172,11 @@ fn timing_headers(envelope: &Envelope, timing: &Timing, headers: &mut FieldTable
 /// How long a job was in the queue: from its producer's timestamp to its delivery, and no less than nothing where the clocks
 /// of producer and worker differ. `None` if it does not say when it was published.
 pub fn queued(envelope: &Envelope, moment: Moment) -> Option<Duration> {
-    let published = Duration::from_millis(published_unix_ms(envelope)?);
+    let job = &envelope.properties;
+    let published_ms = headers::published_ms(job.headers().as_ref(), *job.timestamp());
+    let published = Duration::from_millis(published_ms?);
     let since_delivery = moment.now.saturating_duration_since(envelope.arrived);
     Some(moment.unix.saturating_sub(since_delivery).saturating_sub(published))
-}
-
-/// When the job was published: the broker's millisecond header if its plug-in sets one, else the AMQP property, which
-/// has whole seconds.
-fn published_unix_ms(envelope: &Envelope) -> Option<u64> {
-    match header(&envelope.properties, "timestamp_in_ms") {
-        Some(AMQPValue::LongLongInt(ms)) => u64::try_from(*ms).ok(),
-        _ => envelope
-            .properties
-            .timestamp()
-            .map(|seconds| seconds.saturating_mul(1000)),
-    }
 }
 
 /// The job as it came, with the reason it cannot be answered.
@@ -205,7 +197,7 @@ pub fn dead_letter(envelope: &Envelope, reason: &DeadReason, author: &Author) ->
     headers.insert("inferq-worker".into(), text(&author.worker));
     headers.insert("inferq-model-version".into(), text(&envelope.version));
     // Whoever sends the job again must know whether it was the job that named the version.
-    let pinned = header(&envelope.properties, VERSION).is_some();
+    let pinned = header(&envelope.properties, headers::VERSION).is_some();
     headers.insert("inferq-version-pinned".into(), AMQPValue::Boolean(pinned));
     headers.insert("inferq-failed-at".into(), AMQPValue::Timestamp(failed_at.as_secs()));
     headers.insert(

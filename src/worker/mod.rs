@@ -47,6 +47,7 @@ use tokio::sync::mpsc::{self, Sender};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use self::batch::Batcher;
@@ -65,6 +66,7 @@ use self::rows_limit::RowsLimit;
 use self::turns::{Seat, Turns};
 use self::watch::{Patience, Watch, Watched};
 use crate::broker::link::{Link, Role, Supervisor};
+use crate::broker::links::{Links, TooFewChannels};
 use crate::broker::topology::{Mismatch, Names};
 use crate::config::{Config, QueueType};
 use crate::model::capacity::Estimate;
@@ -78,6 +80,8 @@ use crate::telemetry::metrics::Metrics;
 pub enum WorkerError {
     #[error("{0}")]
     Topology(Mismatch),
+    #[error(transparent)]
+    Channels(#[from] TooFewChannels),
     #[error("the device is lost: {0}")]
     Device(String),
     #[error(
@@ -127,7 +131,7 @@ struct Running {
     /// End by themselves once the last job is settled.
     stages: JoinSet<()>,
     /// End when `closed` fires.
-    supervisors: JoinSet<()>,
+    supervisors: TaskTracker,
     closed: CancellationToken,
     fatal: mpsc::Receiver<WorkerError>,
 }
@@ -174,9 +178,10 @@ impl Worker {
     fn start(mut self) -> Result<Running, WorkerError> {
         self.config.broker.prefetch = prefetch_within(&self.config, self.models.len());
         let closed = CancellationToken::new();
-        let mut supervisors = JoinSet::new();
-        let consuming = self.link(Role::Consume, &closed, &mut supervisors);
-        let publishing = self.link(Role::Publish, &closed, &mut supervisors);
+        let supervisors = TaskTracker::new();
+        let consuming = Arc::new(Links::new(self.supervisor(Role::Consume, &closed), supervisors.clone()));
+        let (live, publishing) = Link::new();
+        supervisors.spawn(self.supervisor(Role::Publish, &closed).run(live));
         let (fatal, fatal_receiver) = mpsc::channel(1);
         let (answers, answers_receiver) = mpsc::channel(ANSWERS_QUEUED_MAX);
         let mut stages = JoinSet::new();
@@ -200,9 +205,9 @@ impl Worker {
         };
         stages.spawn(shared.reply(publishing, answers_receiver).run());
         let mut engines = Vec::new();
-        for model in self.models {
+        for (number, model) in self.models.into_iter().enumerate() {
             let served = shared.serve(model, &mut stages, &mut engines)?;
-            stages.spawn(shared.consume(served, consuming.clone()).run());
+            stages.spawn(shared.consume(number, served, consuming.clone()).run());
         }
         let watch = Watch {
             engines,
@@ -222,19 +227,16 @@ impl Worker {
         })
     }
 
-    fn link(&self, role: Role, closed: &CancellationToken, supervisors: &mut JoinSet<()>) -> Link {
-        let (live, link) = Link::new();
+    fn supervisor(&self, role: Role, closed: &CancellationToken) -> Supervisor {
         self.health.set(role.down(), "connecting to the broker");
-        let supervisor = Supervisor {
+        Supervisor {
             role,
             config: self.config.broker.clone(),
             name: self.config.worker.identity(),
             health: self.health.clone(),
             metrics: self.metrics.link(role),
             closed: closed.clone(),
-        };
-        supervisors.spawn(supervisor.run(live));
-        link
+        }
     }
 }
 
@@ -279,7 +281,8 @@ impl Running {
 
     async fn close(self, goodbye: Duration) {
         self.closed.cancel();
-        let _ = tokio::time::timeout(goodbye, self.supervisors.join_all()).await;
+        self.supervisors.close();
+        let _ = tokio::time::timeout(goodbye, self.supervisors.wait()).await;
     }
 }
 
@@ -323,11 +326,12 @@ impl Shared {
         }
     }
 
-    fn consume(&self, model: Served, link: Link) -> Consume {
+    fn consume(&self, number: usize, model: Served, links: Arc<Links>) -> Consume {
         self.health.set(Condition::Consumer(model.name.clone()), NOT_YET);
         Consume {
             model: Arc::new(model),
-            link,
+            number,
+            links,
             broker: self.config.broker.clone(),
             topology: self.config.topology.clone(),
             limits: Limits {
@@ -504,7 +508,7 @@ mod tests {
         let (fatal, receiver) = mpsc::channel(1);
         let running = Running {
             stages: JoinSet::new(),
-            supervisors: JoinSet::new(),
+            supervisors: TaskTracker::new(),
             closed: CancellationToken::new(),
             fatal: receiver,
         };

@@ -89,7 +89,7 @@ fn what_the_contract_does_not_allow_fits_no_schema() {
         ("error", json!({"error": "", "code": "INTERNAL"})),
         ("error", json!({"error": "why", "code": "OK"})),
         ("job-headers", json!({"inferq-deadline": "tomorrow"})),
-        ("job-headers", json!({"inferq-timing": 1})),
+        ("job-headers", json!({"inferq-timing": 2})),
         ("reply-headers", json!({"inferq-status": "OK"})),
         (
             "reply-headers",

@@ -4,6 +4,7 @@
 //! built and read by `support::body`, which shares nothing with the crate. Each test has a prefix of its own on one
 //! broker that this process starts; a test that harms its broker starts another.
 
+mod addresses;
 mod bench;
 mod bodies;
 mod capacity;
@@ -14,6 +15,7 @@ mod confirms;
 mod contract;
 mod dead;
 mod demo;
+mod dialects;
 mod faults;
 mod happy;
 mod held_back;

@@ -5,8 +5,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::support::body::Body;
-use crate::support::worker::Log;
-use crate::support::{Broker, Job, Request, Scene, Tensor, Worker};
+use crate::support::worker::{Log, ending};
+use crate::support::{Broker, Job, Request, Scene, Tensor, Worker, test_models};
 
 fn good(scene: &Scene) -> Job {
     scene.job(
@@ -112,4 +112,64 @@ async fn a_worker_without_file_descriptors_says_so_does_not_spin_and_comes_back(
     assert_eq!(reply.status(), "OK");
     // Two connections with a back-off of their own; without one it would be thousands.
     assert!(failures <= Some(60.0), "{failures:?}\n{}", worker.log());
+}
+
+/// A repository of so many models, each of which is `affine` under another name.
+fn many(models: usize) -> tempfile::TempDir {
+    let repository = tempfile::tempdir().expect("a folder");
+    for number in 0..models {
+        let link = repository.path().join(format!("affine-{number}"));
+        std::os::unix::fs::symlink(test_models().join("affine"), link).expect("a link");
+    }
+    repository
+}
+
+/// How many channels each connection of the worker has, by the broker's own list.
+fn channels(broker: &Broker) -> Vec<u32> {
+    let listed = broker.ctl(&["list_connections", "--quiet", "--no-table-headers", "user", "channels"]);
+    let of_worker = listed.lines().filter_map(|line| line.split_once("-worker"));
+    of_worker
+        .map(|(_, channels)| channels.trim().parse().expect("a number"))
+        .collect()
+}
+
+#[tokio::test]
+async fn more_models_than_channels_use_further_connections() {
+    const MODELS: usize = 10;
+    let broker = Broker::with("channel_max = 8\n");
+    let scene = Scene::at(broker.uri());
+    let repository = many(MODELS);
+    let worker = scene.worker("").repository(repository.path()).start().await;
+    let mut producer = scene.producer().await;
+
+    for number in 0..MODELS {
+        let row = Request::new([Tensor::fp32("x", &[[0.0, 1.0, 2.0, 3.0]])]);
+        let reply = producer
+            .call(scene.job(&format!("affine-{number}"), row.msgpack()))
+            .await;
+        assert_eq!(reply.status(), "OK");
+    }
+    let channels = channels(&broker);
+    let log = worker.log();
+    worker.drain().await;
+
+    // Three models on each that consumes, and one to publish on.
+    assert_eq!(channels.len(), MODELS.div_ceil(3) + 1, "{channels:?}");
+    assert!(channels.iter().all(|channels| *channels <= 8), "{channels:?}");
+    assert!(!log.contains("\"WARN\""), "{log}");
+    assert!(!worker.log().contains("not all jobs were finished"));
+}
+
+#[tokio::test]
+async fn a_single_channel_a_connection_is_refused_with_both_numbers() {
+    let broker = Broker::with("channel_max = 1\n");
+    let scene = Scene::at(broker.uri());
+
+    let (code, log) = ending(scene.worker("affine")).await;
+
+    assert_eq!(code, 1, "{log}");
+    assert!(
+        log.contains("the broker allows 1 channel on a connection (channel_max), and a model needs 2"),
+        "{log}"
+    );
 }

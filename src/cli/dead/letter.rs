@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use serde_json::Value;
 
 use crate::broker::values::{json_of, text_of};
+use crate::wire::headers::{self, DEADLINE, VERSION};
 use crate::worker::message::kept_properties;
 
 /// A message of a dead letter queue.
@@ -134,20 +134,16 @@ fn seconds(value: &AMQPValue) -> Option<u64> {
     json_of(value).as_u64()
 }
 
-/// A deadline that is no number is the job's own mistake, and stays.
+/// A deadline that is no moment is the job's own mistake, and stays; one before 1970 has passed.
 fn has_passed(deadline: &AMQPValue, now_unix_ms: u128) -> bool {
-    match json_of(deadline) {
-        Value::Number(ms) => ms
-            .as_i64()
-            .is_some_and(|ms| i128::from(ms) <= now_unix_ms.cast_signed()),
-        _ => false,
+    match headers::deadline_ms(deadline) {
+        Ok(ms) => u128::from(ms) <= now_unix_ms,
+        Err(_) => headers::integer(deadline).is_some_and(|ms| ms < 0),
     }
 }
 
 const CODE: &str = "inferq-error-code";
-const VERSION: &str = "inferq-model-version";
 const PINNED: &str = "inferq-version-pinned";
-const DEADLINE: &str = "inferq-deadline";
 const UNKNOWN: &str = "unknown";
 /// What the worker and the broker add when a job dies, or when it is delivered; and copies to other queues, of which there
 /// has been one already.
@@ -273,7 +269,9 @@ mod tests {
 
         assert!(!kept(AMQPValue::LongLongInt(1_000)));
         assert!(!kept(AMQPValue::LongLongInt(-5)));
+        assert!(!kept(AMQPValue::Double(1_000.75)));
         assert!(kept(AMQPValue::LongLongInt(1_001)));
+        assert!(kept(AMQPValue::Double(1_001.5)));
         assert!(kept(text("soon")));
     }
 

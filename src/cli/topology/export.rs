@@ -13,7 +13,7 @@ use crate::config::Config;
 /// # Errors
 /// The virtual host is not known, or `out` cannot be written.
 pub(super) fn export(parts: &[Part], config: &Config, out: &mut dyn Write) -> Result<(), ExportError> {
-    let vhost = connection::uri(&config.broker)?.vhost;
+    let vhost = connection::vhost(&config.broker)?;
     serde_json::to_writer_pretty(&mut *out, &definitions(parts, &vhost)).map_err(std::io::Error::from)?;
     Ok(writeln!(out)?)
 }

@@ -75,13 +75,25 @@ impl Rule for Uri {
     type Checked = BrokerUri;
 
     fn allowed(&self) -> String {
-        "amqp://user:password@host:port/vhost, or amqps:// for TLS".to_owned()
+        "amqp://user:password@host:port/vhost, or amqps:// for TLS; several as a list, or with commas between"
+            .to_owned()
     }
 
     fn check(&self, given: &ValueKind) -> Result<BrokerUri, Refusal> {
-        let uri = text_of(given).map_err(|_| Refusal::Because("is not a text".to_owned()))?;
-        uri.parse()
-            .map_err(|error: UriError| Refusal::Because(error.to_string()))
+        let is_no_text = || Refusal::Because("is not a text".to_owned());
+        let uri = uri_of(given).ok_or_else(is_no_text)?;
+        uri.map_err(|error| Refusal::Because(error.to_string()))
+    }
+}
+
+/// The broker's URIs out of a text or a list of them; `None` if it is anything else.
+pub(in crate::config) fn uri_of(given: &ValueKind) -> Option<Result<BrokerUri, UriError>> {
+    match given {
+        ValueKind::Array(entries) => {
+            let texts = entries.iter().map(|entry| text_of(&entry.kind).ok());
+            Some(BrokerUri::of_list(texts.collect::<Option<Vec<_>>>()?))
+        }
+        other => Some(text_of(other).ok()?.parse()),
     }
 }
 

@@ -1,8 +1,10 @@
 //! JSON bodies: serde checks the syntax and finds the values, the data stay text until their datatype is known.
 //!
 //! JSON has no NaN and no infinity: in an array of floats `null` reads as NaN, and whatever is not finite is
-//! written as `null`. BYTES are strings; an element that is not UTF-8 is written with U+FFFD in place of what is not.
+//! written as `null`. `NaN` and `Infinity`, as Python writes them, are refused by name. BYTES are strings; an element that is
+//! not UTF-8 is written with U+FFFD in place of what is not. A byte order mark before the text is skipped.
 
+mod foreign;
 mod object;
 mod text;
 mod write;
@@ -26,7 +28,7 @@ use text::Text;
 pub(super) use write::{encode, header};
 
 pub(super) fn read_request(body: &Bytes) -> Result<Message, WireError> {
-    let text = utf8(body)?;
+    let text = text(body)?;
     let [id, inputs, outputs, parameters] = parse(text, Object(REQUEST_KEYS), A_MAP)?;
     let [binary_data_output] = parameters
         .map(|raw| nested(raw, Object(REQUEST_PARAMETERS), A_MAP, "parameters"))
@@ -43,7 +45,7 @@ pub(super) fn read_request(body: &Bytes) -> Result<Message, WireError> {
 }
 
 pub(super) fn read_reply(body: &Bytes) -> Result<Message, WireError> {
-    let text = utf8(body)?;
+    let text = text(body)?;
     let [model_name, model_version, id, outputs, error, code] = parse(text, Object(REPLY_KEYS), A_MAP)?;
     Ok(Message {
         model_name: optional(model_name, "model_name", string)?,
@@ -83,6 +85,15 @@ fn entry(body: &Bytes, [name, datatype, shape, data, parameters]: Values<'_, 5>)
     })
 }
 
+/// The body as text, without the byte order mark that it may begin with.
+fn text(body: &[u8]) -> Result<&str, WireError> {
+    if let Some(encoding) = foreign::encoding(body) {
+        let fault = format!("it is {encoding}; a JSON body is plain UTF-8");
+        return Err(Problem::NotJson { fault }.into());
+    }
+    utf8(body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body))
+}
+
 fn utf8(body: &[u8]) -> Result<&str, WireError> {
     std::str::from_utf8(body).map_err(|fault| {
         let fault = format!("it is not UTF-8 from byte {} on", fault.valid_up_to());
@@ -116,14 +127,16 @@ where
     value.map_err(|error| {
         // A syntax error's text is serde's, a position and no content. A type error's would quote the value.
         if !error.is_data() {
-            let fault = error.to_string();
-            return Problem::NotJson { fault };
+            return foreign::word(text, error.line(), error.column()).unwrap_or_else(|| {
+                let fault = error.to_string();
+                Problem::NotJson { fault }.into()
+            });
         }
         let came = match Text::new(text).kind() {
             "an array" => "an array that holds something else",
             kind => kind,
         };
-        Problem::Kind { came, allowed }
+        Problem::Kind { came, allowed }.into()
     })?
 }
 
@@ -228,4 +241,86 @@ fn fill(text: &mut Text<'_>, length: usize, inner: &[usize], elements: &mut Elem
         return Err(Problem::length(came, length));
     }
     Ok(())
+}
+
+/// Programs of Windows write it before UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(body: impl Into<Bytes>) -> String {
+        read_request(&body.into()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn words_of_other_languages_are_refused_by_name_and_place() {
+        let job = |data: &str| {
+            refusal(format!(
+                "{{\"id\": \"NaN\",\n\"inputs\": [{{\"shape\": [3],\n \"data\": [1, {data}]}}]}}"
+            ))
+        };
+        for (word, instead) in [
+            (
+                "NaN",
+                "write null for it, or send the numbers as MessagePack or raw bytes",
+            ),
+            (
+                "nan",
+                "write null for it, or send the numbers as MessagePack or raw bytes",
+            ),
+            (
+                "-NaN",
+                "write null for it, or send the numbers as MessagePack or raw bytes",
+            ),
+            ("Infinity", "send the numbers as MessagePack or raw bytes"),
+            ("-Infinity", "send the numbers as MessagePack or raw bytes"),
+            ("inf", "send the numbers as MessagePack or raw bytes"),
+            ("+inf", "send the numbers as MessagePack or raw bytes"),
+            ("True", "it writes true and false"),
+            ("None", "it writes null"),
+            ("undefined", "it writes null"),
+        ] {
+            let expected = format!("inputs[0].data[1]: `{word}` is not JSON; {instead}");
+            assert_eq!(job(word), expected);
+            assert_eq!(job(&format!("{word}, 2")), expected);
+        }
+        assert_eq!(
+            refusal("NaN"),
+            "body: `NaN` is not JSON; write null for it, or send the numbers as MessagePack or raw bytes"
+        );
+        assert_eq!(
+            refusal("{'inputs': []}"),
+            "body: `'` is not JSON; strings stand in double quotes"
+        );
+        assert!(job("NaNa").starts_with("body: is not JSON: "), "{}", job("NaNa"));
+        assert!(job("secret").starts_with("body: is not JSON: "), "{}", job("secret"));
+        assert!(refusal("{\"inputs\": [NaN").starts_with("inputs[0]: `NaN` is not JSON"));
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_skipped_once() {
+        let job = r#"{"id":"a","inputs":[{"shape":[1],"data":[1]}]}"#;
+
+        let message = read_request(&format!("\u{feff}{job}").into()).unwrap();
+
+        assert_eq!(message.id.as_deref(), Some("a"));
+        assert!(read_reply(&"\u{feff}{\"id\":\"a\"}".into()).is_ok());
+        assert!(refusal(format!("\u{feff}\u{feff}{job}")).starts_with("body: is not JSON: "));
+        assert!(refusal("\u{feff}").starts_with("body: is not JSON: "));
+    }
+
+    #[test]
+    fn a_text_in_another_encoding_is_refused_by_its_name() {
+        let wide: Vec<u8> = "\u{feff}{\"inputs\":[]}"
+            .encode_utf16()
+            .flat_map(u16::to_le_bytes)
+            .collect();
+
+        assert_eq!(
+            refusal(wide),
+            "body: is not JSON: it is in UTF-16; a JSON body is plain UTF-8"
+        );
+    }
 }

@@ -90,7 +90,7 @@ impl<'a> Text<'a> {
 }
 
 /// Length of the quoted string that `text` begins with, quotes included, and whether it holds escapes.
-fn quoted(text: &str) -> (usize, bool) {
+pub(super) fn quoted(text: &str) -> (usize, bool) {
     let bytes = text.as_bytes();
     let mut escaped = false;
     let mut index = 1;

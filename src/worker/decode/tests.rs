@@ -204,6 +204,8 @@ fn a_deadline_that_has_passed_is_answered_before_the_body_is_looked_at() {
         AMQPValue::ShortUInt(1),
         AMQPValue::ShortShortInt(1),
         AMQPValue::ShortShortUInt(1),
+        AMQPValue::Double(1.5),
+        text("1700000000000"),
     ];
     for value in long_ago {
         let (status, error) = decode_with(headers([("inferq-deadline", value.clone())]), "no body")
@@ -228,9 +230,9 @@ fn how_late_a_job_came_is_said_in_milliseconds() {
 #[test]
 fn a_deadline_of_another_type_is_refused_and_told_what_came() {
     for (value, came) in [
-        (text("1700000000000"), "a string"),
+        (text("tomorrow"), "a string that is no number"),
         (AMQPValue::Boolean(true), "a boolean"),
-        (AMQPValue::Double(1.5), "a number with a fraction"),
+        (AMQPValue::Double(f64::NAN), "NaN"),
         (AMQPValue::LongLongInt(-1), "a number below zero"),
         (AMQPValue::FieldTable(Default::default()), "a table or an array"),
         (AMQPValue::ByteArray(vec![1_u8].into()), "a byte array"),
@@ -241,9 +243,24 @@ fn a_deadline_of_another_type_is_refused_and_told_what_came() {
         assert_eq!(status, Status::InvalidArgument);
         assert_eq!(
             error,
-            format!("header `inferq-deadline`: {came} came, allowed is a long, milliseconds since 1970-01-01 UTC")
+            format!("header `inferq-deadline`: {came} came, allowed is a number, milliseconds since 1970-01-01 UTC")
         );
     }
+}
+
+#[test]
+fn a_wish_for_the_time_split_is_taken_in_any_form_or_refused() {
+    let timing = |value| decode_with(headers([("inferq-timing", value)]), ONE_ROW);
+    let wanted = |value| timing(value).unwrap().envelope.wants_timing();
+
+    assert!(wanted(AMQPValue::Boolean(true)) && wanted(AMQPValue::LongInt(1)) && wanted(text("true")));
+    assert!(!wanted(AMQPValue::Boolean(false)) && !wanted(AMQPValue::LongInt(0)) && !wanted(AMQPValue::Void));
+    let (status, error) = timing(text("maybe")).map(|job| job.rows).unwrap_err();
+    assert_eq!(status, Status::InvalidArgument);
+    assert_eq!(
+        error,
+        "header `inferq-timing`: another string came, allowed is true or false, 1 or 0"
+    );
 }
 
 #[test]
@@ -253,6 +270,7 @@ fn a_version_is_found_by_a_string_and_by_any_integer() {
         AMQPValue::LongLongInt(1),
         AMQPValue::LongInt(1),
         AMQPValue::ShortShortUInt(1),
+        AMQPValue::Double(1.0),
     ] {
         let job = decode_with(headers([("inferq-model-version", value)]), ONE_ROW).unwrap();
 
@@ -283,7 +301,7 @@ fn a_version_that_is_not_served_is_answered_with_those_that_are() {
 
 #[test]
 fn a_version_of_another_type_is_refused() {
-    let (status, error) = decode_with(headers([("inferq-model-version", AMQPValue::Double(1.0))]), ONE_ROW)
+    let (status, error) = decode_with(headers([("inferq-model-version", AMQPValue::Double(1.5))]), ONE_ROW)
         .map(|job| job.rows)
         .unwrap_err();
 
@@ -291,6 +309,39 @@ fn a_version_of_another_type_is_refused() {
     assert_eq!(
         error,
         "header `inferq-model-version`: a number with a fraction came, allowed is a string or an integer"
+    );
+}
+
+#[test]
+fn an_address_of_a_queue_is_answered_there_and_any_other_is_refused() {
+    let to = |address: &str| {
+        let jobs = Jobs::new();
+        let properties = json(BasicProperties::default().with_reply_to(address.into()));
+        let (served, _lane) = jobs.served();
+        let decoded = decode(jobs.delivery(properties, ONE_ROW.into()), &served, &LIMITS);
+        let (envelope, error) = match decoded {
+            Ok((job, _)) => (job.envelope, None),
+            Err(answer) => match answer.outcome {
+                Outcome::Failure(error) => (answer.envelope, Some((error.status(), error.to_string()))),
+                Outcome::Result { .. } => unreachable!("decoding computes nothing"),
+            },
+        };
+        let queue = message::reply_to(&envelope).map(ToString::to_string);
+        (queue, message::is_direct(&envelope), error)
+    };
+    let queue = |name: &str| Some(name.to_owned());
+
+    assert_eq!(to("/queues/my%20replies"), (queue("my replies"), false, None));
+    assert_eq!(to("/replies"), (queue("/replies"), false, None));
+    let direct = "amq.rabbitmq.reply-to.token";
+    assert_eq!(to(direct), (queue(direct), true, None));
+    assert_eq!(to(&format!("/queues/{direct}")), (queue(direct), true, None));
+    let (nobody, _, error) = to("/exchanges/E/K");
+    let (status, error) = error.unwrap();
+    assert_eq!((nobody, status), (None, Status::InvalidArgument));
+    assert!(
+        error.starts_with("reply_to: `/exchanges/E/K` is the address of an exchange"),
+        "{error}"
     );
 }
 

@@ -86,6 +86,17 @@ impl Job {
         self
     }
 
+    /// Sets the property `type`.
+    pub fn kind(mut self, kind: &str) -> Self {
+        self.properties = self.properties.with_type(kind.into());
+        self
+    }
+
+    pub fn content_encoding(mut self, encoding: &str) -> Self {
+        self.properties = self.properties.with_content_encoding(encoding.into());
+        self
+    }
+
     pub fn timestamp(mut self, unix_s: u64) -> Self {
         self.properties = self.properties.with_timestamp(unix_s);
         self
