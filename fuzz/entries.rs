@@ -181,6 +181,7 @@ fn served(metrics: &Metrics) -> Served {
         name: "pair".into(),
         lanes: [(1, (Arc::new(lane), mpsc::channel(1).0))].into(),
         default_version: 1,
+        left_out: Vec::new(),
         metrics: metrics.model("pair").into(),
         traces: None,
     }

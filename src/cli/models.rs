@@ -81,14 +81,13 @@ pub fn run(command: &ModelsCommand, root: &Path, load: &mut Load<'_>, out: &mut 
             print(&models, *json, |models| list::text(models), out)
         }
         ModelsCommand::Inspect { name, version, json } => {
-            let models = scan(root, slice::from_ref(name))?;
-            let model = models.first().ok_or_else(|| ModelsError::Gone { name: name.clone() })?;
-            print(&inspect::inspect(model, *version, load)?, *json, inspect::text, out)
+            let model = scan(root, slice::from_ref(name))?.into_model(name)?;
+            print(&inspect::inspect(&model, *version, load)?, *json, inspect::text, out)
         }
         ModelsCommand::Check { names, json } => {
             let checks = check::check(&scan(root, names)?, load);
             print(&checks, *json, |checks| check::text(checks), out)?;
-            match checks.iter().filter(|check| check.error.is_some()).count() {
+            match checks.iter().filter(|check| check.failed()).count() {
                 0 => Ok(()),
                 failed => Err(ModelsError::Failed {
                     failed,
@@ -130,8 +129,6 @@ fn joined(versions: &[u64]) -> String {
 pub enum ModelsError {
     #[error(transparent)]
     Repository(#[from] RepositoryError),
-    #[error("the model {name} was removed while we looked: try again")]
-    Gone { name: String },
     #[error("{name} has no version {version} that is served; there is: {there}")]
     NoVersion { name: String, version: u64, there: String },
     #[error("cannot read {path}")]
@@ -313,11 +310,13 @@ mod tests {
 
         result.unwrap();
         let expected = "other 7: ok; no golden vectors; rows: unknown: its graph cannot be read: it ends in the middle of a field \
-                        (1 B are missing): it is cut, or no ONNX model; not batched: model.toml says batching = false\n\
+                        (1 B are missing): it is cut, or no ONNX model; not batched: model.toml says batching = false; left out, since they are no tensors: probabilities: a sequence \
+                        of maps\n\
                         sums 1: ok; golden vectors (rows: 1) at 0.0 % of the tolerance; rows: unknown (its graph cannot be \
-                        read: it has no graph); by trial: independent; batched\n\
+                        read: it has no graph); by trial: independent; batched; left out, since they are no tensors: probabilities: a sequence of \
+                        maps\n\
                         sums 2: ok; no golden vectors; rows: unknown (its graph cannot be read: it has no graph); by trial: \
-                        independent; batched\n";
+                        independent; batched; left out, since they are no tensors: probabilities: a sequence of maps\n";
         assert_eq!(text, expected);
     }
 
@@ -332,7 +331,7 @@ mod tests {
         let expected = "sums 1: FAILED: golden vectors sums/1/golden.json: output y, row 0, element 0: \
                         expected 7, got 6, allowed is a difference of 7.100e-4\n\
                         sums 2: ok; no golden vectors; rows: unknown (its graph cannot be read: it has no graph); by trial: \
-                        independent; batched\n";
+                        independent; batched; left out, since they are no tensors: probabilities: a sequence of maps\n";
         assert_eq!(text, expected);
     }
 

@@ -20,8 +20,9 @@ impl Named {
     pub fn models(&self, config: &Config) -> Result<Vec<String>, RepositoryError> {
         let mut names = self.models.clone();
         if names.is_empty() {
-            let models = scan(&config.models.repository, &config.models.load)?;
-            names.extend(models.into_iter().map(|model| model.name));
+            let found = scan(&config.models.repository, &config.models.load)?;
+            names.extend(found.models.into_iter().map(|model| model.name));
+            names.extend(config.models.load.iter().cloned());
         }
         names.sort();
         names.dedup();

@@ -35,6 +35,8 @@ pub struct Served {
     pub lanes: BTreeMap<u64, (Arc<Lane>, Sender<Job>)>,
     /// The version for jobs that pin none.
     pub default_version: u64,
+    /// Versions that are meant to be served and are not here: jobs that pin them wait for a worker that has them.
+    pub left_out: Vec<u64>,
     pub metrics: Arc<ModelMetrics>,
     /// Where the traces of its jobs go, if anywhere.
     pub traces: Option<Traces>,
@@ -400,16 +402,22 @@ fn lane<'a>(envelope: &Envelope, served: &'a Served) -> Result<&'a (Arc<Lane>, S
             allowed: "a string or an integer",
         });
     }
-    envelope
-        .version
-        .parse()
-        .ok()
-        .and_then(|version: u64| served.lanes.get(&version))
-        .ok_or_else(|| JobError::Version {
-            model: served.name.to_string(),
-            version: envelope.version.clone(),
-            served: list(served.lanes.keys()),
-        })
+    let version: Option<u64> = envelope.version.parse().ok();
+    if let Some(lane) = version.and_then(|version| served.lanes.get(&version)) {
+        return Ok(lane);
+    }
+    let (model, version_text) = (served.name.to_string(), envelope.version.clone());
+    if version.is_some_and(|version| served.left_out.contains(&version)) {
+        return Err(JobError::VersionElsewhere {
+            model,
+            version: version_text,
+        });
+    }
+    Err(JobError::Version {
+        model,
+        version: version_text,
+        served: list(served.lanes.keys()),
+    })
 }
 
 /// Puts a request's inputs into the order of the signature and checks every shape.

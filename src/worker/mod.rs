@@ -409,6 +409,7 @@ impl Shared {
             metrics: self.metrics.model(&name).into(),
             traces: self.traces.clone(),
             default_version: model.default_version,
+            left_out: model.left_out,
             name,
             lanes,
         })

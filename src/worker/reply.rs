@@ -99,12 +99,13 @@ pub(super) struct Desk {
 
 /// Jobs that go back to their queues, each in its time; all at once when the worker stops.
 #[derive(Default)]
-struct Resting(DelayQueue<Box<Envelope>>);
+struct Resting(DelayQueue<(Box<Envelope>, Verdict)>);
 
 impl Resting {
     fn end(&mut self) {
         while let Some(key) = self.0.peek() {
-            self.0.remove(&key).into_inner().settle(Verdict::Retry);
+            let (envelope, verdict) = self.0.remove(&key).into_inner();
+            envelope.settle(verdict);
         }
     }
 }
@@ -152,7 +153,14 @@ impl Desk {
                 self.refused.insert((parcel, message), wait);
             }
             Next::RetryAfter(mut backoff, envelope) => {
-                self.resting.0.insert(envelope, backoff.next(fastrand::f64()));
+                self.resting
+                    .0
+                    .insert((envelope, Verdict::Retry), backoff.next(fastrand::f64()));
+            }
+            Next::GiveBackAfter(mut backoff, envelope) => {
+                self.resting
+                    .0
+                    .insert((envelope, Verdict::GiveBack), backoff.next(fastrand::f64()));
             }
             Next::Settled => {}
         }
@@ -272,7 +280,8 @@ impl Reply {
                     None
                 }
                 Some(rested) = desk.resting.0.next(), if !desk.resting.0.is_empty() => {
-                    rested.into_inner().settle(Verdict::Retry);
+                    let (envelope, verdict) = rested.into_inner();
+                    envelope.settle(verdict);
                     None
                 }
                 // Otherwise the first answers after a pause would go out on a dead channel, and their jobs back.
@@ -354,11 +363,11 @@ mod tests {
         let mut resting = Resting::default();
         for wait in [0, 60_000, 120_000] {
             let envelope = jobs.envelope(BasicProperties::default(), Bytes::new());
-            resting.0.insert(envelope, Duration::from_millis(wait));
+            resting.0.insert((envelope, Verdict::Retry), Duration::from_millis(wait));
         }
 
-        let first = resting.0.next().await.unwrap().into_inner();
-        first.settle(Verdict::Retry);
+        let (first, verdict) = resting.0.next().await.unwrap().into_inner();
+        first.settle(verdict);
         let in_time = jobs.verdicts();
         drop(resting);
 

@@ -197,7 +197,9 @@ mod tests {
         };
         match plan.start(answer) {
             Next::Publish(parcel, _) => parcel,
-            Next::PublishAfter(..) | Next::RetryAfter(..) | Next::Settled => panic!("no reply"),
+            Next::PublishAfter(..) | Next::RetryAfter(..) | Next::GiveBackAfter(..) | Next::Settled => {
+                panic!("no reply")
+            },
         }
     }
 

@@ -119,6 +119,7 @@ impl Jobs {
             name: "pair".into(),
             lanes: [(1, (self.lane.clone(), jobs))].into(),
             default_version: 1,
+            left_out: Vec::new(),
             metrics: self.metrics.model("pair").into(),
             traces: None,
         };

@@ -98,7 +98,7 @@ fn a_dead_letter_for_an_unroutable_reply_names_the_queue() {
                 Next::Publish(parcel, _) | Next::PublishAfter(_, parcel, _) => {
                     next = desk.plan.after(parcel, fate, 0.5);
                 }
-                Next::RetryAfter(..) | Next::Settled => panic!("no dead letter"),
+                Next::RetryAfter(..) | Next::GiveBackAfter(..) | Next::Settled => panic!("no dead letter"),
             }
         };
 
@@ -290,7 +290,7 @@ fn a_refused_reply_is_tried_again_after_growing_waits_and_then_dead_lettered() {
                 waits.push(wait.as_millis());
                 desk.plan.after(parcel, Fate::Refused, 1.0)
             }
-            Next::RetryAfter(..) | Next::Settled => panic!("settled while refused"),
+            Next::RetryAfter(..) | Next::GiveBackAfter(..) | Next::Settled => panic!("settled while refused"),
         };
     };
 

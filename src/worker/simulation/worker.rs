@@ -105,6 +105,7 @@ impl Worker {
                 name: MODEL.into(),
                 lanes: [(1, (lane.clone(), jobs))].into(),
                 default_version: 1,
+                left_out: Vec::new(),
                 metrics: metrics.model(MODEL).into(),
                 traces: None,
             },
@@ -358,6 +359,7 @@ impl Worker {
             }
             // The pause says when, not what: here the job goes back at once.
             Next::RetryAfter(_, envelope) => envelope.settle(Verdict::Retry),
+            Next::GiveBackAfter(_, envelope) => envelope.settle(Verdict::GiveBack),
             Next::Settled => {}
         }
     }
