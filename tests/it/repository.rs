@@ -262,3 +262,24 @@ async fn a_check_fails_on_broken_models_only() {
     assert!(failed.stdout.contains("affine 3: FAILED: "), "{}", failed.stdout);
     failed.failed();
 }
+
+#[tokio::test]
+async fn models_whose_names_have_capitals_are_served() {
+    let scene = Scene::new();
+    let repository = Repository::new();
+    let long = format!("Long{}", "x".repeat(123));
+    repository
+        .link("ResNet50_v1.5", "affine")
+        .link("resnet50_v1.5/1", "affine/1")
+        .link(&long, "affine");
+
+    let worker = repository.worker(&scene).start().await;
+    let versions = [
+        answers(&scene, "ResNet50_v1.5").await,
+        answers(&scene, "resnet50_v1.5").await,
+        answers(&scene, &long).await,
+    ];
+    worker.drain().await;
+
+    assert_eq!(versions, ["2", "1", "2"]);
+}

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::{CONFIG, ModelFiles, ONNX};
+use super::{CONFIG, ModelFiles, NAME_ALLOWED, ONNX};
 use crate::model::settings::SettingsFaults;
 
 /// Why the repository cannot be used.
@@ -96,9 +96,7 @@ impl NotServed {
 pub enum ModelFault {
     #[error("{root} holds no model {name}, which models.load or the command asks for; there is: {there}")]
     NotThere { name: String, root: PathBuf, there: String },
-    #[error(
-        "{folder} cannot be a model's name: rename it to 1 to 64 of a-z 0-9 . _ - that start with a letter or digit and do not end in .dead"
-    )]
+    #[error("{folder} cannot be a model's name: rename it to {NAME_ALLOWED}")]
     Name { folder: PathBuf },
     #[error("{folder} is for {what}, and only ONNX models are served: export the model to ONNX, or leave it to others")]
     Foreign { folder: PathBuf, what: String },
