@@ -183,6 +183,29 @@ mod tests {
         folder
     }
 
+    /// The same, with files that look like models.
+    fn of_models() -> tempfile::TempDir {
+        let folder = repository();
+        for version in ["sums/1", "sums/2", "other/7"] {
+            // IR version 8, and an empty graph.
+            fs::write(folder.path().join(version).join("model.onnx"), b"\x08\x08\x3a\x00").unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn a_list_names_files_that_are_no_models() {
+        let repository = of_models();
+        fs::write(repository.path().join("sums/2/model.onnx"), "<html>").unwrap();
+
+        let (text, _) = answer(repository.path(), &ModelsCommand::List { json: false });
+
+        let line = text.lines().find(|line| line.starts_with("sums ")).unwrap();
+        assert!(line.starts_with("sums   1         1 "), "{text}");
+        let said = "not served: sums 2: sums/2/model.onnx is no ONNX model but an HTML page";
+        assert!(text.contains(said), "{text}");
+    }
+
     fn golden(outputs: &str) -> String {
         let x = r#"{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}"#;
         let y = format!(r#"{{"name": "y", "datatype": "FP32", "shape": [1, 2], "data": {outputs}}}"#);
@@ -220,21 +243,23 @@ mod tests {
 
     #[test]
     fn list_shows_a_line_for_each_model_in_columns() {
-        let (text, result) = answer(repository().path(), &ModelsCommand::List { json: false });
+        let repository = of_models();
+
+        let (text, result) = answer(repository.path(), &ModelsCommand::List { json: false });
 
         result.unwrap();
         let expected = "NAME   VERSIONS  DEFAULT  SIZE  FILES\n\
-                        other  7         7        1 B   model.onnx\n\
-                        sums   1, 2      2        5 B   model.onnx, model.onnx.data\n";
+                        other  7         7        4 B   model.onnx\n\
+                        sums   1, 2      2        9 B   model.onnx, model.onnx.data\n";
         assert_eq!(text, expected);
     }
 
     #[test]
     fn list_as_json_has_the_same_values() {
-        let models = json(repository().path(), &ModelsCommand::List { json: true });
+        let models = json(of_models().path(), &ModelsCommand::List { json: true });
 
         let expected = serde_json::json!({
-            "name": "sums", "versions": [1, 2], "default": 2, "bytes": 5, "files": ["model.onnx", "model.onnx.data"],
+            "name": "sums", "versions": [1, 2], "default": 2, "bytes": 9, "files": ["model.onnx", "model.onnx.data"],
         });
         assert_eq!(models[1], expected);
     }

@@ -121,9 +121,17 @@ fn report(one: &Unserved, is_missed: bool, health: &Health, metrics: &Metrics) {
     }
     let Unserved { model, sentence, .. } = one;
     if one.reason == NotServed::Foreign {
-        warn!(model.name = model, model.version = version, "model not served: {sentence}");
+        warn!(
+            model.name = model,
+            model.version = version,
+            "model not served: {sentence}"
+        );
     } else {
-        error!(model.name = model, model.version = version, "model not served: {sentence}");
+        error!(
+            model.name = model,
+            model.version = version,
+            "model not served: {sentence}"
+        );
     }
 }
 

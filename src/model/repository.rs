@@ -122,7 +122,9 @@ pub fn scan(root: &Path, only: &[String]) -> Result<Repository, RepositoryError>
         let wanted = only.is_empty() || only.contains(&name);
         let of_folder = |fault| LeftOut::model(&name, fault);
         if is_dangling(&path) {
-            found.left_out.extend(wanted.then(|| of_folder(ModelFault::Dangling { path })));
+            found
+                .left_out
+                .extend(wanted.then(|| of_folder(ModelFault::Dangling { path })));
         } else if path.is_dir() && is_model(&path) {
             if wanted {
                 match model(&name, &path, &mut found.left_out) {
@@ -181,7 +183,12 @@ fn model(name: &str, folder: &Path, left_out: &mut Vec<LeftOut>) -> Result<Model
             folder: folder.to_owned(),
         });
     }
-    let settings = settings(folder)?;
+    let mut settings = settings(folder)?;
+    settings.max_batch_size = triton.max_batch_size;
+    if settings.labels.is_empty() {
+        let known = triton.labels.iter().find_map(|of| of.labels.as_ref().ok());
+        settings.labels = known.cloned().unwrap_or_default();
+    }
     let mut model = ModelFiles {
         name: name.to_owned(),
         versions: Vec::new(),
@@ -200,7 +207,9 @@ pub fn is_name(name: &str) -> bool {
     !name.ends_with(".dead")
         && name.len() <= NAME_BYTES_MAX
         && first.is_some_and(|byte| byte.is_ascii_alphanumeric())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
 /// What [`is_name`] takes, in words.
@@ -233,7 +242,14 @@ fn versions(folder: &Path, model: &mut ModelFiles, left_out: &mut Vec<LeftOut>) 
         match parse_version(&name) {
             Some(version) => there.push((version, path)),
             None if path.join(&filename).exists() && path.is_dir() => {
-                left_out.push(LeftOut::version(model, &name, ModelFault::NotAVersion { folder: path, filename: filename.clone() }));
+                left_out.push(LeftOut::version(
+                    model,
+                    &name,
+                    ModelFault::NotAVersion {
+                        folder: path,
+                        filename: filename.clone(),
+                    },
+                ));
             }
             None if has_ending(&name, "onnx") && path.is_file() => outside = Some(name),
             None => {} // Documentation or test data.
@@ -242,7 +258,10 @@ fn versions(folder: &Path, model: &mut ModelFiles, left_out: &mut Vec<LeftOut>) 
     there.sort();
     let numbers: Vec<u64> = there.iter().map(|(version, _)| *version).collect();
     let served = model.settings.versions.clone();
-    for (key, version) in named(&model.settings).filter(|(_, version)| !numbers.contains(version)).collect::<Vec<_>>() {
+    for (key, version) in named(&model.settings)
+        .filter(|(_, version)| !numbers.contains(version))
+        .collect::<Vec<_>>()
+    {
         let fault = ModelFault::VersionNotThere {
             path: folder.join(SETTINGS),
             key,
@@ -406,11 +425,16 @@ mod tests {
             let found = self.found(&[]).unwrap();
             let of_model = |model: &ModelFiles| {
                 let versions = model.versions.iter().map(|files| files.version);
-                versions.map(|version| format!("{} {version}", model.name)).collect::<Vec<_>>()
+                versions
+                    .map(|version| format!("{} {version}", model.name))
+                    .collect::<Vec<_>>()
             };
             let served = found.models.iter().flat_map(of_model).collect();
             let left_out = found.left_out.iter().map(|left_out| {
-                let version = left_out.version.as_ref().map_or_else(String::new, |version| format!(" {version}"));
+                let version = left_out
+                    .version
+                    .as_ref()
+                    .map_or_else(String::new, |version| format!(" {version}"));
                 (format!("{}{version}", left_out.model), left_out.fault.reason().name())
             });
             (served, left_out.collect())
@@ -567,7 +591,10 @@ mod tests {
             ("torch/config.pbtxt", "backend: \"pytorch\""),
             ("tf/config.pbtxt", "platform: \"tensorflow_savedmodel\""),
             ("tf/1/model.onnx", ""),
-            ("sum/config.pbtxt", "name: \"sum\" ensemble_scheduling { step [ { model_name: \"good\" } ] }"),
+            (
+                "sum/config.pbtxt",
+                "name: \"sum\" ensemble_scheduling { step [ { model_name: \"good\" } ] }",
+            ),
             ("cut/config.pbtxt", "name: \"cut"),
             ("cut/1/model.onnx", ""),
             ("toml/1/model.onnx", ""),
@@ -607,7 +634,10 @@ mod tests {
 
     #[test]
     fn a_repository_of_nothing_but_foreign_models_is_found_without_models() {
-        let repository = repository(&[("python/1/model.py", ""), ("python/config.pbtxt", "backend: \"python\"")]);
+        let repository = repository(&[
+            ("python/1/model.py", ""),
+            ("python/config.pbtxt", "backend: \"python\""),
+        ]);
 
         let found = repository.found(&[]).unwrap();
         let refused = repository.found(&["python"]).unwrap().into_model("python").unwrap_err();
@@ -616,6 +646,76 @@ mod tests {
         let expected = "python is for the backend python, and only ONNX models are served: export the model to ONNX, or leave it \
                         to others";
         assert!(refused.to_string().ends_with(expected), "{refused}");
+    }
+
+    const CONFIG_OF_DENSE: &str = r#"
+        name: "dense"
+        platform: "onnxruntime_onnx"
+        backend: "onnxruntime"
+        default_model_filename: "dense.onnx"
+        max_batch_size: 8
+        input [ { name: "x" data_type: TYPE_FP32 dims: [ 3 ] reshape { shape: [ 3, 1 ] } } ]
+        output [
+          { name: "y" data_type: TYPE_FP32 dims: [ 2 ] label_filename: "labels.txt" },
+          { name: "z" data_type: TYPE_FP32 dims: [ 2 ] label_filename: "gone.txt" }
+        ]
+        instance_group [ { count: 2 kind: KIND_CPU }, { count: 1 } ]
+        dynamic_batching { }
+        version_policy: { latest { num_versions: 1 } }
+        a_field_of_next_year: 7
+    "#;
+
+    #[test]
+    fn what_triton_says_is_honoured_or_named() {
+        let repository = repository(&[
+            ("dense/config.pbtxt", CONFIG_OF_DENSE),
+            ("dense/labels.txt", "cat\ndog\r\n\nhen\n"),
+            ("dense/1/dense.onnx", ""),
+            ("dense/2/dense.onnx/model.onnx", ""),
+            ("dense/2/dense.onnx/weights.bin", ""),
+            ("dense/3/model.onnx", ""),
+            ("folder/1/model.onnx/model.onnx", ""),
+            ("alone/config.pbtxt", "max_batch_size: 0"),
+            ("alone/1/model.onnx", ""),
+            ("out/config.pbtxt", "default_model_filename: \"../../x.onnx\""),
+            ("out/1/model.onnx", ""),
+        ]);
+
+        let found = repository.found(&[]).unwrap();
+
+        let [alone, dense, folder] = &found.models[..] else {
+            panic!("three models")
+        };
+        let root = repository.0.path();
+        let files: Vec<_> = dense.versions.iter().map(|files| files.onnx.clone()).collect();
+        assert_eq!(
+            files,
+            ["1/dense.onnx", "2/dense.onnx/model.onnx"].map(|file| root.join("dense").join(file))
+        );
+        assert_eq!(folder.versions[0].onnx, root.join("folder/1/model.onnx/model.onnx"));
+        assert_eq!(dense.settings.max_batch_size, Some(8));
+        assert_eq!(dense.settings.labels, ["cat", "dog", "", "hen"]);
+        assert_eq!(alone.settings.max_batch_size, Some(0));
+        assert_eq!(folder.settings.max_batch_size, None);
+        let not_honoured = dense.triton.not_honoured();
+        assert_eq!(
+            not_honoured[0],
+            "not honoured: input.reshape, instance_group, dynamic_batching, version_policy, a_field_of_next_year"
+        );
+        assert!(
+            not_honoured[1].starts_with("the labels of z in gone.txt cannot be read: "),
+            "{not_honoured:?}"
+        );
+        let left_out: Vec<_> = found
+            .left_out
+            .iter()
+            .map(|left_out| left_out.fault.to_string())
+            .collect();
+        assert!(left_out[0].ends_with("dense/3 holds no dense.onnx but model.onnx: rename it, or name it as default_model_filename in config.pbtxt beside the versions"), "{left_out:?}");
+        assert!(
+            left_out[1].contains("default_model_filename is \"../../x.onnx\", allowed is a file in"),
+            "{left_out:?}"
+        );
     }
 
     #[test]
@@ -657,7 +757,17 @@ mod tests {
 
     #[test]
     fn a_name_is_short_and_plain() {
-        for name in ["a", "0", "resnet-50", "a.b_c", "a.deadly", "A", "ResNet50", "BERT_v2", &"x".repeat(127)] {
+        for name in [
+            "a",
+            "0",
+            "resnet-50",
+            "a.b_c",
+            "a.deadly",
+            "A",
+            "ResNet50",
+            "BERT_v2",
+            &"x".repeat(127),
+        ] {
             assert!(is_name(name), "{name}");
         }
         for name in [

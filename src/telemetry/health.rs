@@ -127,6 +127,9 @@ mod tests {
         health.note("not served: old: a link".to_owned());
 
         assert!(health.is_ready());
-        assert_eq!((health.report(), health.notes()), (String::new(), "not served: old: a link\n".to_owned()));
+        assert_eq!(
+            (health.report(), health.notes()),
+            (String::new(), "not served: old: a link\n".to_owned())
+        );
     }
 }

@@ -147,14 +147,12 @@ impl Unserved {
 
 /// Loads every version of a model that can be loaded; the others go to `unserved`. With `models.strict` the model is served
 /// whole or not at all.
-fn load(
-    runtime: &Runtime,
-    config: &Config,
-    model: &ModelFiles,
-    unserved: &mut Vec<Unserved>,
-) -> Option<LoadedModel> {
+fn load(runtime: &Runtime, config: &Config, model: &ModelFiles, unserved: &mut Vec<Unserved>) -> Option<LoadedModel> {
     let mut versions = Vec::new();
     let mut left_out = model.left_out.clone();
+    for not_honoured in model.triton.not_honoured() {
+        warn!(model.name = model.name, "config.pbtxt: {not_honoured}");
+    }
     for files in &model.versions {
         match load_version(runtime, config, model, files) {
             Ok(version) => versions.push(version),
@@ -204,6 +202,9 @@ fn load_version(
             first.unserved().join(", ")
         );
     }
+    for sentence in &proof.unsteady {
+        warn!(model.name = model.name, model.version = files.version, "{sentence}");
+    }
     if let Batching::Off { reason } = &proof.rows.batching {
         info!(
             model.name = model.name,
@@ -211,7 +212,7 @@ fn load_version(
             "not batched: {reason}"
         );
     }
-    let rows_max = model.settings.rows_max.unwrap_or(config.batch.rows_max).get();
+    let rows_max = model.settings.rows_max(config.batch.rows_max).get();
     let batching = proof.rows.batching == Batching::Rows;
     let fit = timing::time(&mut first, proof.recorded.as_ref(), batching.then_some(rows_max));
     let instances = model.settings.instances.or(config.worker.instances);

@@ -29,6 +29,7 @@ use super::infer::{Engine, EngineError, Input, Output};
 use super::watch::Stop;
 use crate::config::Device;
 use crate::model::signature::Signature;
+use crate::model::{onnx, sniff};
 
 /// Why ONNX Runtime or a model in it could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +54,13 @@ pub enum LoadError {
         "{path}: input `{input}` is a {kind}, only tensors of BOOL, integer, float and string elements can be served"
     )]
     Input { path: PathBuf, input: String, kind: String },
+    #[error("{path} is {fault}")]
+    File { path: PathBuf, fault: String },
+    #[error(
+        "{path}: input `{input}` is declared without a shape, so that no job could be checked against it; export the model with \
+         one, in which axes may be free"
+    )]
+    NoRank { path: PathBuf, input: String },
     #[error("{path} has no input or no tensor output, so there is nothing to ask it")]
     NothingToServe { path: PathBuf },
     #[error("{path} cannot be loaded on {device} with the library {library}: {reason}; {advice}")]
@@ -180,6 +188,10 @@ impl OnnxEngine {
         if let Device::Cuda(_) = hardware.device {
             runtime.preload_cuda();
         }
+        if let Some(input) = unshaped_input(path) {
+            let path = path.to_owned();
+            return Err(LoadError::NoRank { path, input });
+        }
         let watching = profile.as_ref().and_then(|profile| profile.as_ref().ok());
         let session = builder(runtime, weights, hardware, watching)
             .and_then(|mut builder| builder.commit_from_file(path))
@@ -281,8 +293,17 @@ fn not_loaded(error: &ort::Error, path: &Path, runtime: &Runtime, device: Device
             reason: cause(&reason).to_owned(),
             advice,
         },
-        None => LoadError::Model { path, reason },
+        None => match sniff::fault_of(&path) {
+            Some(fault) => LoadError::File { path, fault },
+            None => LoadError::Model { path, reason },
+        },
     }
+}
+
+/// The first input that is declared without a shape; ONNX Runtime takes it for one without axes.
+fn unshaped_input(path: &Path) -> Option<String> {
+    let model = onnx::read(path).ok()?;
+    model.unshaped_input().map(str::to_owned)
 }
 
 /// What the graph says it takes and gives, and its outputs that are no tensors.

@@ -199,7 +199,7 @@ mod tests {
             Next::Publish(parcel, _) => parcel,
             Next::PublishAfter(..) | Next::RetryAfter(..) | Next::GiveBackAfter(..) | Next::Settled => {
                 panic!("no reply")
-            },
+            }
         }
     }
 

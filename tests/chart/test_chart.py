@@ -772,7 +772,7 @@ SCHEMA_FAULTS = [
     at("telemetry.host", "localhost"),
     at("pools.Default", {"models": ["digits"]}),
     at("pools.default.replica", 2),
-    at("pools.default.models", ["Digits"]),
+    at("pools.default.models", ["digits.dead"]),
     at("pools.default.models", "digits"),
     at("pools.default.device", "cuda:0"),
     at("pools.default.drainTimeoutSeconds", -1),

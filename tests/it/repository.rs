@@ -83,7 +83,10 @@ async fn answers(scene: &Scene, model: &str) -> String {
 
 async fn not_served(worker: &Worker) -> Vec<String> {
     let metrics = worker.metrics().await;
-    let series = metrics.text().lines().filter_map(|line| line.strip_prefix("inferq_models_not_served{"));
+    let series = metrics
+        .text()
+        .lines()
+        .filter_map(|line| line.strip_prefix("inferq_models_not_served{"));
     let mut series: Vec<_> = series.map(|line| line.trim_end_matches("} 1").to_owned()).collect();
     series.sort();
     series
@@ -135,7 +138,10 @@ async fn the_list_names_what_is_not_served_with_its_reason() {
 
     let list = mixed().list(&scene).await;
 
-    let lines: Vec<_> = list.lines().map(|line| line.split(": ").take(2).collect::<Vec<_>>().join(": ")).collect();
+    let lines: Vec<_> = list
+        .lines()
+        .map(|line| line.split(": ").take(2).collect::<Vec<_>>().join(": "))
+        .collect();
     assert!(lines[1].starts_with("affine  1, 2"), "{list}");
     assert!(lines[2].starts_with("dense   1         1 "), "{list}");
     let expected = [
@@ -147,7 +153,10 @@ async fn the_list_names_what_is_not_served_with_its_reason() {
         "not served: two words",
     ];
     assert_eq!(lines[3..], expected, "{list}");
-    assert!(list.contains("preprocess is for the backend python, and only ONNX models are served"), "{list}");
+    assert!(
+        list.contains("preprocess is for the backend python, and only ONNX models are served"),
+        "{list}"
+    );
 }
 
 #[tokio::test]
@@ -215,7 +224,11 @@ async fn a_job_that_pins_a_missing_version_waits_for_it() {
     let job = scene.job("affine", body).text_header("inferq-model-version", "3");
     let id = producer.send(job).await;
     eventually("the job to come to the worker that lacks its version", || async {
-        first.metrics().await.sum("inferq_deliveries_total").filter(|count| *count > 0.0)
+        first
+            .metrics()
+            .await
+            .sum("inferq_deliveries_total")
+            .filter(|count| *count > 0.0)
     })
     .await;
     let beside = answers(&scene, "affine").await;
@@ -282,4 +295,39 @@ async fn models_whose_names_have_capitals_are_served() {
     worker.drain().await;
 
     assert_eq!(versions, ["2", "1", "2"]);
+}
+
+#[tokio::test]
+async fn a_repository_of_triton_is_served_by_what_its_config_says() {
+    let scene = Scene::new();
+    let repository = Repository::new();
+    let onnx =
+        |version: &str| fs::read(test_models().join("affine").join(version).join("model.onnx")).expect("a model");
+    repository
+        .write("affine/1/model.onnx/model.onnx", onnx("2"))
+        .write(
+            "named/config.pbtxt",
+            "backend: \"onnxruntime\" default_model_filename: \"net.onnx\" max_batch_size: 2 dynamic_batching { }",
+        )
+        .write("named/1/net.onnx", onnx("2"))
+        .write("alone/config.pbtxt", "platform: \"onnxruntime_onnx\" max_batch_size: 0")
+        .write("alone/1/model.onnx", onnx("2"));
+
+    let worker = repository.worker(&scene).start().await;
+    for model in ["affine", "named", "alone"] {
+        assert_eq!(answers(&scene, model).await, "1", "{model}");
+    }
+    let metrics = worker.metrics().await;
+    worker.drain().await;
+
+    let limit = |model: &str| format!(r#"inferq_batch_rows_limit{{model="{model}",version="1"}}"#);
+    let shown = |line: String| assert!(metrics.text().contains(&line), "{line} is not in:\n{}", metrics.text());
+    shown(format!("{} 2", limit("named")));
+    shown(format!("{} 64", limit("affine")));
+    let log = worker.log();
+    assert!(log.contains("config.pbtxt: not honoured: dynamic_batching"), "{log}");
+    assert!(
+        log.contains("not batched: config.pbtxt says max_batch_size = 0"),
+        "{log}"
+    );
 }

@@ -34,6 +34,9 @@ pub(super) struct Checked {
     batching: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     batching_off_because: Option<String>,
+    /// What in its graph belongs to training or draws random numbers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
     /// Outputs that are left out, since they are no tensors.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     outputs_not_served: Vec<String>,
@@ -102,6 +105,7 @@ impl Checked {
             rows: None,
             batching: false,
             batching_off_because: None,
+            warnings: Vec::new(),
             outputs_not_served: Vec::new(),
         }
     }
@@ -129,10 +133,13 @@ impl Checked {
             // With the whole chain of causes, on one line.
             Err(error) => checked.error = Some(format!("{error:#}")),
             Ok(SeenVersion {
-                proof: Proof { golden, rows, .. },
+                proof: Proof {
+                    golden, rows, unsteady, ..
+                },
                 signature,
                 unserved,
             }) => {
+                checked.warnings = unsteady;
                 checked.outputs_not_served = unserved;
                 checked.golden_rows = golden.as_ref().map(|report| report.rows);
                 checked.golden_deviation = golden.as_ref().map(share_of_tolerance);
@@ -179,6 +186,9 @@ fn verdict(check: &Checked) -> String {
         (Some(reason), None) => format!("; not batched: {reason}"),
         (None, _) => "; batched".to_owned(),
     };
+    for warning in &check.warnings {
+        verdict += &format!("; {warning}");
+    }
     if !check.outputs_not_served.is_empty() {
         let left_out = check.outputs_not_served.join(", ");
         verdict += &format!("; left out, since they are no tensors: {left_out}");

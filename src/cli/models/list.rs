@@ -8,7 +8,9 @@ use indicatif::HumanBytes;
 use serde::Serialize;
 
 use super::{ModelsError, joined};
-use crate::model::repository::{ModelFiles, Repository};
+use crate::model::proof::seen_in_graph;
+use crate::model::repository::{ModelFiles, NotServed, Repository};
+use crate::model::sniff;
 
 /// A model, as `list` shows it.
 #[derive(Debug, Serialize)]
@@ -22,12 +24,21 @@ pub(super) struct ListedModel {
     /// Names of the default version's files.
     files: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    not_served: Vec<NotServed>,
+    not_served: Vec<Unserved>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<Warning>,
+}
+
+/// What in the graph of a version belongs to training or draws random numbers.
+#[derive(Debug, Serialize)]
+struct Warning {
+    version: u64,
+    warning: String,
 }
 
 /// What cannot be served of a model.
 #[derive(Debug, Serialize)]
-pub(super) struct NotServed {
+struct Unserved {
     /// `None`: the whole model.
     #[serde(skip_serializing_if = "Option::is_none")]
     version: Option<String>,
@@ -44,7 +55,7 @@ pub(super) fn list(found: &Repository) -> Result<Vec<ListedModel>, ModelsError> 
             models.push(none_served(&left_out.model));
             models.len() - 1
         });
-        models[place].not_served.push(NotServed {
+        models[place].not_served.push(Unserved {
             version: left_out.version.clone(),
             reason: left_out.fault.reason().name(),
             error: left_out.fault.to_string(),
@@ -54,9 +65,28 @@ pub(super) fn list(found: &Repository) -> Result<Vec<ListedModel>, ModelsError> 
     Ok(models)
 }
 
+/// Lists a model by what its files look like; whether they can be loaded is for `check` to say.
 fn listed(model: &ModelFiles) -> Result<ListedModel, ModelsError> {
     let mut listed = none_served(&model.name);
-    if let Some(default) = model.default_version() {
+    let mut served = Vec::new();
+    for files in &model.versions {
+        if let Some(fault) = sniff::fault_of(&files.onnx) {
+            listed.not_served.push(Unserved {
+                version: Some(files.version.to_string()),
+                reason: NotServed::Load.name(),
+                error: format!("{} is {fault}", files.onnx.display()),
+            });
+            continue;
+        }
+        let of_version = |warning| Warning {
+            version: files.version,
+            warning,
+        };
+        let (_, warnings) = seen_in_graph(&files.onnx);
+        listed.warnings.extend(warnings.into_iter().map(of_version));
+        served.push(files);
+    }
+    if let Some(default) = served.last() {
         let files = files(&default.folder).map_err(|source| ModelsError::Unreadable {
             path: default.folder.clone(),
             source,
@@ -65,7 +95,7 @@ fn listed(model: &ModelFiles) -> Result<ListedModel, ModelsError> {
         listed.bytes = files.iter().map(|(_, bytes)| bytes).sum();
         listed.files = files.into_iter().map(|(name, _)| name).collect();
     }
-    listed.versions = model.versions.iter().map(|files| files.version).collect();
+    listed.versions = served.iter().map(|files| files.version).collect();
     Ok(listed)
 }
 
@@ -77,6 +107,7 @@ fn none_served(name: &str) -> ListedModel {
         bytes: 0,
         files: Vec::new(),
         not_served: Vec::new(),
+        warnings: Vec::new(),
     }
 }
 
@@ -85,7 +116,9 @@ fn files(folder: &Path) -> io::Result<Vec<(String, u64)>> {
     let mut files = Vec::new();
     for (name, path, metadata) in entries(folder)? {
         if metadata.is_dir() {
-            let inner = entries(&path)?.into_iter().filter(|(_, _, metadata)| metadata.is_file());
+            let inner = entries(&path)?
+                .into_iter()
+                .filter(|(_, _, metadata)| metadata.is_file());
             files.extend(inner.map(|(inner, _, metadata)| (format!("{name}/{inner}"), metadata.len())));
         } else if metadata.is_file() {
             files.push((name, metadata.len()));
@@ -130,11 +163,18 @@ pub(super) fn text(models: &[ListedModel]) -> String {
         cells.collect::<Vec<_>>().join("  ") + "\n"
     };
     let not_served = models.iter().flat_map(|model| {
-        let line = |one: &NotServed| {
-            let version = one.version.as_ref().map_or_else(String::new, |version| format!(" {version}"));
+        let line = |one: &Unserved| {
+            let version = one
+                .version
+                .as_ref()
+                .map_or_else(String::new, |version| format!(" {version}"));
             format!("not served: {}{version}: {}\n", model.name, one.error)
         };
         model.not_served.iter().map(line)
     });
-    table.iter().map(line).chain(not_served).collect()
+    let warnings = models.iter().flat_map(|model| {
+        let line = |one: &Warning| format!("warning: {} {}: {}\n", model.name, one.version, one.warning);
+        model.warnings.iter().map(line)
+    });
+    table.iter().map(line).chain(not_served).chain(warnings).collect()
 }

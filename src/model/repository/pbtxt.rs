@@ -120,7 +120,9 @@ impl Parser<'_> {
         if self.take('[') {
             let name = self.taken(|next| next != ']' && next != '\n');
             let is_closed = self.take(']');
-            return is_closed.then_some(name).ok_or_else(|| self.expected("a closing bracket"));
+            return is_closed
+                .then_some(name)
+                .ok_or_else(|| self.expected("a closing bracket"));
         }
         let name = self.taken(|next| next.is_ascii_alphanumeric() || next == '_');
         if name.is_empty() {
@@ -320,10 +322,7 @@ mod tests {
         assert_eq!(words(&fields, "platform"), ["\"onnxruntime_onnx\""]);
         assert_eq!(words(&fields, "input"), ["4 fields", "3 fields"]);
         assert_eq!(words(fields[3].value.fields(), "dims"), ["-1", "3"]);
-        assert_eq!(
-            words(fields[5].value.fields(), "label_filename"),
-            ["\"labels.txt\""]
-        );
+        assert_eq!(words(fields[5].value.fields(), "label_filename"), ["\"labels.txt\""]);
         assert_eq!(words(&fields, "some.extension"), ["1.5e-3"]);
         assert_eq!(words(fields[8].value.fields(), "key"), ["\"aAA\\n\\\"\""]);
         assert_eq!(fields[2].value.integer(), Some(8));
@@ -351,7 +350,9 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(1);
         let letters: Vec<char> = "ab1:{}<>[]\"'\\,;# \n".chars().collect();
         for _ in 0..20_000 {
-            let text: String = (0..random.usize(0..30)).map(|_| letters[random.usize(..letters.len())]).collect();
+            let text: String = (0..random.usize(0..30))
+                .map(|_| letters[random.usize(..letters.len())])
+                .collect();
             let _ = parse(&text);
         }
     }

@@ -61,6 +61,19 @@ impl Triton {
         self.filename.as_deref().unwrap_or(ONNX)
     }
 
+    /// What it says without effect, in a few sentences.
+    pub fn not_honoured(&self) -> Vec<String> {
+        let unread = self.labels.iter().filter_map(|of| {
+            let error = of.labels.as_ref().err()?;
+            Some(format!(
+                "the labels of {} in {} cannot be read: {error}",
+                of.output, of.file
+            ))
+        });
+        let ignored = (!self.ignored.is_empty()).then(|| format!("not honoured: {}", self.ignored.join(", ")));
+        ignored.into_iter().chain(unread).collect()
+    }
+
     fn set(&mut self, Field { name, value }: &Field, folder: &Path) -> Result<(), String> {
         match name.as_str() {
             "backend" => self.made_for(value.text().filter(|backend| *backend != "onnxruntime"), "the backend"),
@@ -125,7 +138,9 @@ fn filename(value: &Value) -> Result<Option<String>, String> {
     if is_inside(name) {
         Ok((!name.is_empty()).then(|| name.to_owned()))
     } else {
-        Err(format!("default_model_filename is {name:?}, allowed is a file in the version's folder"))
+        Err(format!(
+            "default_model_filename is {name:?}, allowed is a file in the version's folder"
+        ))
     }
 }
 
