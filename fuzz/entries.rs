@@ -170,6 +170,7 @@ fn served(metrics: &Metrics) -> Served {
             inputs: vec![spec("x")],
             outputs: vec![spec("y")],
         },
+        defaults: Vec::new(),
         rows: Arc::new(LaneRows::new(&Batching::Rows, RowHeaders::independent())),
         rows_max: 4,
         engines: 1,

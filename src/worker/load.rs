@@ -17,7 +17,7 @@ use crate::model::capacity::Fit;
 use crate::model::digest::{Digest, DigestError};
 use crate::model::proof::{self, Proof, ProofError};
 use crate::model::repository::{LeftOut, ModelFiles, NotServed, Repository, VersionFiles};
-use crate::model::signature::Signature;
+use crate::model::signature::{Signature, TensorSpec};
 use crate::model::timing;
 
 /// A model that is ready to be served.
@@ -41,6 +41,8 @@ impl LoadedModel {
 pub struct LoadedVersion {
     pub version: u64,
     pub signature: Signature,
+    /// Inputs that have a value of their own.
+    pub defaults: Vec<TensorSpec>,
     pub rows: RowsReport,
     pub rows_max: usize,
     /// How long runs take, as far as the first ones tell.
@@ -195,6 +197,7 @@ fn load_version(
         placement,
     } = first_engine(runtime, model, files, &weights, &hardware)?;
     let signature = first.signature().clone();
+    let defaults = first.defaults().to_vec();
     if !first.unserved().is_empty() {
         warn!(
             model.name = model.name,
@@ -236,6 +239,7 @@ fn load_version(
     Ok(LoadedVersion {
         version: files.version,
         signature,
+        defaults,
         rows: proof.rows,
         rows_max,
         fit,

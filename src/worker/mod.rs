@@ -369,6 +369,7 @@ impl Shared {
                 version: version.to_string(),
                 metrics: self.metrics.lane(&name, &version.to_string()),
                 signature: loaded.signature.clone(),
+                defaults: loaded.defaults.clone(),
                 rows: Arc::new(LaneRows::new(
                     &loaded.rows.batching,
                     RowHeaders::of(&loaded.rows, &loaded.signature),

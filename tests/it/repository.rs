@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use crate::support::onnx::Onnx;
 use crate::support::worker::{Setup, Worker, ending};
 use crate::support::{Request, Scene, Tensor, eventually, root, test_models};
 
@@ -330,4 +331,147 @@ async fn a_repository_of_triton_is_served_by_what_its_config_says() {
         log.contains("not batched: config.pbtxt says max_batch_size = 0"),
         "{log}"
     );
+}
+
+#[tokio::test]
+async fn files_that_are_no_models_are_called_by_their_names() {
+    let scene = Scene::new();
+    let repository = Repository::new();
+    let whole = fs::read(test_models().join("torch-mlp/1/model.onnx")).expect("a model");
+    let named: [(&str, &[u8], &str); 7] = [
+        (
+            "lfs",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+            "a pointer of Git LFS: run `git lfs pull`",
+        ),
+        ("html", b"<!doctype html><title>Sign in</title>", "an HTML page"),
+        ("gzip", b"\x1f\x8b\x08\x00\x00\x00\x00\x00", "compressed with gzip"),
+        ("pickle", b"\x80\x04\x95\x10\x00\x00\x00", "a pickle of Python"),
+        ("keras", b"\x89HDF\r\n\x1a\n", "as Keras saves models"),
+        ("empty", b"", "an empty file"),
+        (
+            "cut",
+            &whole[..whole.len() - 7],
+            "cut: it ends in the middle of a field",
+        ),
+    ];
+    repository.link("affine", "affine");
+    for (model, content, _) in named {
+        repository.write(&format!("{model}/1/model.onnx"), content);
+    }
+
+    let list = repository.list(&scene).await;
+    let worker = repository.worker(&scene).start().await;
+    let (_, body) = worker.get("/readyz").await;
+    worker.drain().await;
+
+    for (model, _, said) in named {
+        for text in [&list, &body] {
+            let start = format!("not served: {model} 1: ");
+            let line = text.lines().find(|line| line.starts_with(&start)).unwrap_or_default();
+            assert!(line.contains(said), "{said} is not said of {model} in:\n{text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_input_without_a_shape_is_refused_at_load() {
+    let scene = Scene::new();
+    let repository = Repository::new();
+    let model = Onnx::default()
+        .unshaped_input("pixels")
+        .node("Relu", &["pixels"], "y")
+        .output("y", &["n", "2"]);
+    repository.write("free/1/model.onnx", model.file());
+
+    let (code, output) = ending(repository.worker(&scene)).await;
+
+    assert_eq!(code, 1, "{output}");
+    let said = "input `pixels` is declared without a shape, so that no job could be checked against it";
+    assert!(output.contains(said), "{output}");
+}
+
+#[tokio::test]
+async fn nodes_of_training_are_named_and_served() {
+    let scene = Scene::new();
+    let repository = Repository::new();
+    let dropout = Onnx::default()
+        .input("x", &["n", "4"])
+        .truth("on")
+        .node("Dropout", &["x", "", "on"], "y")
+        .output("y", &["n", "4"]);
+    let noise = Onnx::default()
+        .input("x", &["n", "4"])
+        .node("RandomNormalLike", &["x"], "y")
+        .output("y", &["n", "4"]);
+    repository
+        .write("dropout/1/model.onnx", dropout.file())
+        .write("noise/1/model.onnx", noise.file());
+    let folder = repository.path().to_str().expect("UTF-8");
+
+    let list = repository.list(&scene).await;
+    let check = scene.inferq(&["--models", folder, "models", "check"]).await;
+    let inspect = scene.inferq(&["--models", folder, "models", "inspect", "noise"]).await;
+    let worker = repository.worker(&scene).start().await;
+    let version = answers(&scene, "dropout").await;
+    worker.drain().await;
+
+    assert_eq!(version, "1");
+    let log = worker.log();
+    for text in [list.as_str(), check.ok(), log.as_str()] {
+        for said in [
+            "node `the_dropout` (Dropout) is in training mode",
+            "node `the_randomnormallike` (RandomNormalLike) draws random numbers",
+        ] {
+            assert!(text.contains(said), "{said} is not in:\n{text}");
+        }
+    }
+    assert!(
+        inspect.ok().contains("warning    node `the_randomnormallike`"),
+        "{}",
+        inspect.ok()
+    );
+}
+
+#[tokio::test]
+async fn a_check_says_what_it_leaves_out() {
+    let scene = Scene::new();
+
+    let check = scene.inferq(&["models", "check", "sklearn-zipmap"]).await;
+
+    let said = "; left out, since they are no tensors: output_probability (";
+    assert!(check.ok().contains(said), "{}", check.ok());
+}
+
+#[tokio::test]
+async fn a_bench_makes_jobs_of_declared_shapes() {
+    let scene = Scene::new();
+    let repository = Repository::new();
+    let model = Onnx::default()
+        .input("x", &["batch", "4"])
+        .input("scales", &["3"])
+        .input("state", &["2", "?", "8"])
+        .node("Relu", &["x"], "y")
+        .node("Neg", &["scales"], "s")
+        .node("Abs", &["state"], "t")
+        .output("y", &["batch", "4"])
+        .output("s", &["3"])
+        .output("t", &["2", "?", "8"]);
+    repository.write("mixed/1/model.onnx", model.file());
+    let folder = repository.path().to_str().expect("UTF-8");
+    let bench = async |more: &str| {
+        let line = format!("--models {folder} bench --model mixed --jobs 10 --warm-up 0s --check --json {more}");
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let report = scene.inferq(&words).await;
+        report.ok();
+        report.json()["jobs"]["checked"].as_u64()
+    };
+
+    let worker = repository.worker(&scene).start().await;
+    let declared = bench("--rows 2").await;
+    let told = bench("--shape state=2,5,8").await;
+    let whole = bench("--shape scales=[3] --shape state=[2,?,8] --rows 3").await;
+    worker.drain().await;
+
+    assert_eq!((declared, told, whole), (Some(10), Some(10), Some(10)));
 }

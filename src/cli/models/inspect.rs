@@ -28,6 +28,9 @@ pub(super) struct Inspected {
     /// Whether `model.toml` states this digest; `None`: it states none.
     digest_stated: Option<bool>,
     inputs: Vec<InspectedTensor>,
+    /// Inputs with a value of their own, which a job may leave out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    inputs_with_defaults: Vec<InspectedTensor>,
     outputs: Vec<InspectedTensor>,
     outputs_not_served: Vec<String>,
     /// What in its graph belongs to training or draws random numbers.
@@ -106,6 +109,7 @@ pub(super) fn inspect(model: &ModelFiles, version: Option<u64>, load: &mut Load<
         digest: digest.to_string(),
         digest_stated: files.digest.map(|stated| stated == digest),
         inputs: signature.inputs.iter().map(InspectedTensor::of).collect(),
+        inputs_with_defaults: engine.defaults().iter().map(InspectedTensor::of).collect(),
         outputs: signature.outputs.iter().map(InspectedTensor::of).collect(),
         outputs_not_served: unserved,
         warnings,
@@ -152,6 +156,9 @@ pub(super) fn text(model: &Inspected) -> String {
     line("digest", format!("{} ({stated})", model.digest));
     for input in &model.inputs {
         line("input", input.text.clone());
+    }
+    for input in &model.inputs_with_defaults {
+        line("input", format!("{} (may be left out)", input.text));
     }
     for output in &model.outputs {
         line("output", output.text.clone());

@@ -88,6 +88,7 @@ impl Worker {
             model: MODEL.into(),
             version: "1".to_owned(),
             signature: engine.signature().clone(),
+            defaults: Vec::new(),
             rows: Arc::new(LaneRows::new(&Batching::Rows, RowHeaders::independent())),
             rows_max: setting.rows_max,
             engines: 1,
