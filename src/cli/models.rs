@@ -77,8 +77,14 @@ pub type Load<'a> = dyn FnMut(&Settings, &VersionFiles) -> anyhow::Result<Loaded
 pub fn run(command: &ModelsCommand, root: &Path, load: &mut Load<'_>, out: &mut dyn Write) -> Result<(), ModelsError> {
     match command {
         ModelsCommand::List { json } => {
-            let models = list::list(&scan(root, &[])?)?;
-            print(&models, *json, |models| list::text(models), out)
+            let found = scan(root, &[])?;
+            let models = list::list(&found)?;
+            print(&models, *json, |models| list::text(models), out)?;
+            // Nothing to serve is no answer to be content with.
+            if found.models.is_empty() {
+                found.strictly()?;
+            }
+            Ok(())
         }
         ModelsCommand::Inspect { name, version, json } => {
             let model = scan(root, slice::from_ref(name))?.into_model(name)?;

@@ -113,7 +113,7 @@ fn load_models(config: &Config, health: &Health, metrics: &Metrics) -> anyhow::R
 /// Says once that a model or version is not served. If it `is_missed`, the worker is not ready without it.
 fn report(one: &Unserved, is_missed: bool, health: &Health, metrics: &Metrics) {
     let version = one.version.as_deref().unwrap_or_default();
-    metrics.about.does_not_serve(&one.model, version, one.reason.name());
+    metrics.about.does_not_serve(&one.model, version, one.reason);
     if is_missed {
         health.set(Condition::Model(one.model.as_str().into()), &one.sentence);
     } else {

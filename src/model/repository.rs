@@ -13,6 +13,7 @@ mod fault;
 mod foreign;
 pub mod pbtxt;
 mod triton;
+mod versions;
 
 use std::fs;
 use std::io;
@@ -196,7 +197,7 @@ fn model(name: &str, folder: &Path, left_out: &mut Vec<LeftOut>) -> Result<Model
         settings,
         triton,
     };
-    versions(folder, &mut model, left_out)?;
+    versions::find(folder, &mut model, left_out)?;
     Ok(model)
 }
 
@@ -224,115 +225,6 @@ fn settings(folder: &Path) -> Result<Settings, ModelFault> {
         Ok(text) => Settings::parse(&text).map_err(|faults| ModelFault::Settings { path, faults }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Settings::default()),
         Err(source) => Err(ModelFault::Unreadable(Unreadable { path, source })),
-    }
-}
-
-/// Finds the versions of a model that can be served, and what keeps the others from it.
-fn versions(folder: &Path, model: &mut ModelFiles, left_out: &mut Vec<LeftOut>) -> Result<(), ModelFault> {
-    let entries = entries(folder).map_err(|source| {
-        ModelFault::Unreadable(Unreadable {
-            path: folder.to_owned(),
-            source,
-        })
-    })?;
-    let mut there = Vec::new();
-    let mut outside = None;
-    let filename = model.triton.filename().to_owned();
-    for (name, path) in entries {
-        match parse_version(&name) {
-            Some(version) => there.push((version, path)),
-            None if path.join(&filename).exists() && path.is_dir() => {
-                left_out.push(LeftOut::version(
-                    model,
-                    &name,
-                    ModelFault::NotAVersion {
-                        folder: path,
-                        filename: filename.clone(),
-                    },
-                ));
-            }
-            None if has_ending(&name, "onnx") && path.is_file() => outside = Some(name),
-            None => {} // Documentation or test data.
-        }
-    }
-    there.sort();
-    let numbers: Vec<u64> = there.iter().map(|(version, _)| *version).collect();
-    let served = model.settings.versions.clone();
-    for (key, version) in named(&model.settings)
-        .filter(|(_, version)| !numbers.contains(version))
-        .collect::<Vec<_>>()
-    {
-        let fault = ModelFault::VersionNotThere {
-            path: folder.join(SETTINGS),
-            key,
-            version,
-            there: listed(&numbers),
-        };
-        left_out.push(LeftOut::version(model, &version.to_string(), fault));
-        // Whoever names it in `versions` means it to be served; a digest may be there before its version.
-        model.left_out.extend((key == "versions").then_some(version));
-    }
-    if numbers.is_empty() {
-        let folder = folder.to_owned();
-        return Err(match outside {
-            Some(found) => ModelFault::NoFolder { folder, found },
-            None => ModelFault::NoVersion { folder },
-        });
-    }
-    for (version, path) in there {
-        if served.as_ref().is_none_or(|served| served.contains(&version)) {
-            match version_files(version, path, model) {
-                Ok(files) => model.versions.push(files),
-                Err(fault) => {
-                    left_out.push(LeftOut::version(model, &version.to_string(), fault));
-                    model.left_out.push(version);
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The versions that the settings name, with the key that names them.
-fn named(settings: &Settings) -> impl Iterator<Item = (&'static str, u64)> {
-    let served = settings.versions.iter().flatten().map(|version| ("versions", *version));
-    served.chain(settings.digests.keys().map(|version| ("digests", *version)))
-}
-
-fn version_files(version: u64, folder: PathBuf, model: &ModelFiles) -> Result<VersionFiles, ModelFault> {
-    if is_dangling(&folder) {
-        return Err(ModelFault::Dangling { path: folder });
-    }
-    let onnx = onnx_file(&folder, model.triton.filename())?;
-    let [npz, json] = GOLDEN.map(|name| Some(folder.join(name)).filter(|path| path.exists()));
-    if npz.is_some() && json.is_some() {
-        return Err(ModelFault::GoldenTwice { folder });
-    }
-    Ok(VersionFiles {
-        version,
-        onnx,
-        golden: npz.or(json),
-        digest: model.settings.digests.get(&version).copied(),
-        folder,
-    })
-}
-
-/// The model's file in the folder of a version, which can be opened.
-fn onnx_file(folder: &Path, filename: &str) -> Result<PathBuf, ModelFault> {
-    let mut path = folder.join(filename);
-    // As Triton has it for a model with external data.
-    if path.is_dir() {
-        path = path.join(ONNX);
-    }
-    if is_dangling(&path) {
-        return Err(ModelFault::Dangling { path });
-    }
-    match fs::metadata(&path).and_then(|_| fs::File::open(&path)) {
-        Ok(_) if path.is_file() => Ok(path),
-        Err(source) if source.kind() != io::ErrorKind::NotFound && source.kind() != io::ErrorKind::NotADirectory => {
-            Err(ModelFault::Unreadable(Unreadable { path, source }))
-        }
-        _ => Err(foreign::instead_of_onnx(folder, filename)),
     }
 }
 
@@ -370,7 +262,6 @@ fn listed<T: ToString>(there: &[T]) -> String {
 const ONNX: &str = "model.onnx";
 const SETTINGS: &str = "model.toml";
 const CONFIG: &str = "config.pbtxt";
-const GOLDEN: [&str; 2] = ["golden.npz", "golden.json"];
 /// Folders that file systems, archives and interpreters make.
 const PASSED_OVER: [&str; 6] = [
     "lost+found",

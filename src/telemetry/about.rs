@@ -11,6 +11,7 @@ use tracing_appender::non_blocking::ErrorCounter;
 
 use super::health::{Condition, Health};
 use super::metrics::Adding;
+use crate::model::repository::NotServed;
 
 /// Metrics of the worker itself.
 pub struct About {
@@ -49,6 +50,14 @@ impl About {
         for state in STATES {
             states.with_label_values(&[state]).set(0);
         }
+        let not_served = add.gauges(
+            "inferq_models_not_served",
+            "1 for each folder of the model repository that is not served, and why; no version: the whole model",
+            &["model", "version", "reason"],
+        )?;
+        for reason in NotServed::ALL {
+            not_served.with_label_values(&["", "", reason.name()]).set(0);
+        }
         Ok(Self {
             build: add.gauges(
                 "inferq_build_info",
@@ -60,11 +69,7 @@ impl About {
                 "1 for each version that is served; the digest where model.toml states it",
                 &["model", "version", "default", "digest"],
             )?,
-            not_served: add.gauges(
-                "inferq_models_not_served",
-                "1 for each folder of the model repository that is not served, and why; no version: the whole model",
-                &["model", "version", "reason"],
-            )?,
+            not_served,
             load_seconds: add.real_gauges(
                 "inferq_model_load_duration_seconds",
                 "What loading and checking took, golden vectors and first runs included",
@@ -105,8 +110,10 @@ impl About {
     }
 
     /// A model, or a version of one, that is in the repository and not served.
-    pub fn does_not_serve(&self, model: &str, version: &str, reason: &str) {
-        self.not_served.with_label_values(&[model, version, reason]).set(1);
+    pub fn does_not_serve(&self, model: &str, version: &str, reason: NotServed) {
+        self.not_served
+            .with_label_values(&[model, version, reason.name()])
+            .set(1);
     }
 
     /// Shows how much of the memory for bodies is taken: so many permits of `memory` as of `limit` are gone.

@@ -87,8 +87,8 @@ async fn not_served(worker: &Worker) -> Vec<String> {
     let series = metrics
         .text()
         .lines()
-        .filter_map(|line| line.strip_prefix("inferq_models_not_served{"));
-    let mut series: Vec<_> = series.map(|line| line.trim_end_matches("} 1").to_owned()).collect();
+        .filter_map(|line| line.strip_prefix("inferq_models_not_served{")?.strip_suffix("} 1"));
+    let mut series: Vec<_> = series.map(str::to_owned).collect();
     series.sort();
     series
 }

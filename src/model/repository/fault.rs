@@ -76,6 +76,17 @@ pub enum NotServed {
 }
 
 impl NotServed {
+    pub const ALL: [Self; 8] = [
+        Self::Foreign,
+        Self::Name,
+        Self::Missing,
+        Self::Settings,
+        Self::Unreadable,
+        Self::Digest,
+        Self::Load,
+        Self::Check,
+    ];
+
     /// The value of the label `reason`.
     pub const fn name(self) -> &'static str {
         match self {
