@@ -72,8 +72,8 @@ impl ModelProto {
             Some(type_proto::Value::TensorType(tensor)) => tensor.shape.is_none(),
             _ => false,
         };
-        let unshaped = graph.input.iter().filter(is_unshaped).map(ValueInfoProto::name);
-        unshaped.filter(|name| !has_value(name)).next()
+        let mut unshaped = graph.input.iter().filter(is_unshaped).map(ValueInfoProto::name);
+        unshaped.find(|name| !has_value(name))
     }
 }
 
