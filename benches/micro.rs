@@ -184,6 +184,7 @@ fn served(metrics: &Metrics) -> Served {
         model: "dense".into(),
         version: "1".to_owned(),
         signature: engine.signature().clone(),
+        defaults: Vec::new(),
         rows: Arc::new(LaneRows::new(&Batching::Rows, RowHeaders::independent())),
         rows_max: BATCH_JOBS,
         engines: 1,
@@ -195,6 +196,7 @@ fn served(metrics: &Metrics) -> Served {
         name: "dense".into(),
         lanes: [(1, (lane, mpsc::channel(1).0))].into(),
         default_version: 1,
+        left_out: Vec::new(),
         metrics: metrics.model("dense").into(),
         traces: None,
     }

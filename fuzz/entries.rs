@@ -170,6 +170,7 @@ fn served(metrics: &Metrics) -> Served {
             inputs: vec![spec("x")],
             outputs: vec![spec("y")],
         },
+        defaults: Vec::new(),
         rows: Arc::new(LaneRows::new(&Batching::Rows, RowHeaders::independent())),
         rows_max: 4,
         engines: 1,
@@ -181,6 +182,7 @@ fn served(metrics: &Metrics) -> Served {
         name: "pair".into(),
         lanes: [(1, (Arc::new(lane), mpsc::channel(1).0))].into(),
         default_version: 1,
+        left_out: Vec::new(),
         metrics: metrics.model("pair").into(),
         traces: None,
     }

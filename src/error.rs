@@ -68,6 +68,8 @@ pub enum JobError {
         version: String,
         served: String,
     },
+    #[error("version `{version}` of model `{model}` cannot be served here; the job waits for a worker that has it")]
+    VersionElsewhere { model: String, version: String },
     #[error("the deadline had passed {late_ms} ms before the job could run{}", seconds_hint(*late_ms))]
     Deadline { late_ms: u128 },
     #[error("the deadline is {left:.1?} away, and a run of this job takes some {estimate:.1?}; it was not run")]
@@ -116,7 +118,7 @@ impl JobError {
             Self::Failed(_) | Self::ReplyRefused { .. } | Self::Exhausted { .. } | Self::Panicked { .. } => {
                 Status::Internal
             }
-            Self::Unavailable(_) => Status::Unavailable,
+            Self::Unavailable(_) | Self::VersionElsewhere { .. } => Status::Unavailable,
         }
     }
 }

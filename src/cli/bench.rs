@@ -83,7 +83,8 @@ pub struct BenchArgs {
     /// Rows to send over and over: .npy or .csv [default: made up for the model]
     #[arg(long, value_name = "FILE", conflicts_with = "shapes", help_heading = "Jobs")]
     input: Option<PathBuf>,
-    /// Shape of one row, such as 64 or 3,224,224 or ids=12 [default: as the model repository says]
+    /// Shape of one row, such as 64 or 3,224,224 or ids=12, or of a whole input, such as scales=[3] or state=[2,?,128], where ?
+    /// is the axis of the rows [default: as the model repository says]
     #[arg(long = "shape", value_name = "[INPUT=]N,...", help_heading = "Jobs")]
     shapes: Vec<ForInput<RowShape>>,
     /// Datatype that goes with --shape or with a .csv [default: FP32]
@@ -327,6 +328,8 @@ impl BenchArgs {
             let version = self.version.as_ref().and_then(|version| version.parse().ok());
             let loaded = Local::load(runtime, &config.models.repository, model, version);
             local = Some(loaded.map_err(|cause| failed(cause.into()))?);
+        } else if self.input.is_none() {
+            local = self.at_hand(config, model, runtime);
         }
         let (rows, bodies) = wanted.bodies(local.as_mut(), self.check).map_err(failed)?;
         Ok(Target {
@@ -336,6 +339,21 @@ impl BenchArgs {
             rows,
             bodies,
         })
+    }
+}
+
+impl BenchArgs {
+    /// The model of the repository, if there is one: what --shape leaves open is then as it says.
+    fn at_hand(&self, config: &Config, model: &str, runtime: &mut Option<Runtime>) -> Option<Local> {
+        if !config.models.repository.join(model).is_dir() {
+            return None;
+        }
+        let runtime = match runtime {
+            Some(runtime) => runtime,
+            None => runtime.insert(Runtime::load().ok()?),
+        };
+        let version = self.version.as_ref().and_then(|version| version.parse().ok());
+        Local::load(runtime, &config.models.repository, model, version).ok()
     }
 }
 

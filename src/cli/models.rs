@@ -77,18 +77,23 @@ pub type Load<'a> = dyn FnMut(&Settings, &VersionFiles) -> anyhow::Result<Loaded
 pub fn run(command: &ModelsCommand, root: &Path, load: &mut Load<'_>, out: &mut dyn Write) -> Result<(), ModelsError> {
     match command {
         ModelsCommand::List { json } => {
-            let models = list::list(&scan(root, &[])?)?;
-            print(&models, *json, |models| list::text(models), out)
+            let found = scan(root, &[])?;
+            let models = list::list(&found)?;
+            print(&models, *json, |models| list::text(models), out)?;
+            // Nothing to serve is no answer to be content with.
+            if found.models.is_empty() {
+                found.strictly()?;
+            }
+            Ok(())
         }
         ModelsCommand::Inspect { name, version, json } => {
-            let models = scan(root, slice::from_ref(name))?;
-            let model = models.first().ok_or_else(|| ModelsError::Gone { name: name.clone() })?;
-            print(&inspect::inspect(model, *version, load)?, *json, inspect::text, out)
+            let model = scan(root, slice::from_ref(name))?.into_model(name)?;
+            print(&inspect::inspect(&model, *version, load)?, *json, inspect::text, out)
         }
         ModelsCommand::Check { names, json } => {
             let checks = check::check(&scan(root, names)?, load);
             print(&checks, *json, |checks| check::text(checks), out)?;
-            match checks.iter().filter(|check| check.error.is_some()).count() {
+            match checks.iter().filter(|check| check.failed()).count() {
                 0 => Ok(()),
                 failed => Err(ModelsError::Failed {
                     failed,
@@ -130,8 +135,6 @@ fn joined(versions: &[u64]) -> String {
 pub enum ModelsError {
     #[error(transparent)]
     Repository(#[from] RepositoryError),
-    #[error("the model {name} was removed while we looked: try again")]
-    Gone { name: String },
     #[error("{name} has no version {version} that is served; there is: {there}")]
     NoVersion { name: String, version: u64, there: String },
     #[error("cannot read {path}")]
@@ -186,6 +189,29 @@ mod tests {
         folder
     }
 
+    /// The same, with files that look like models.
+    fn of_models() -> tempfile::TempDir {
+        let folder = repository();
+        for version in ["sums/1", "sums/2", "other/7"] {
+            // IR version 8, and an empty graph.
+            fs::write(folder.path().join(version).join("model.onnx"), b"\x08\x08\x3a\x00").unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn a_list_names_files_that_are_no_models() {
+        let repository = of_models();
+        fs::write(repository.path().join("sums/2/model.onnx"), "<html>").unwrap();
+
+        let (text, _) = answer(repository.path(), &ModelsCommand::List { json: false });
+
+        let line = text.lines().find(|line| line.starts_with("sums ")).unwrap();
+        assert!(line.starts_with("sums   1         1 "), "{text}");
+        let said = "not served: sums 2: sums/2/model.onnx is no ONNX model but an HTML page";
+        assert!(text.contains(said), "{text}");
+    }
+
     fn golden(outputs: &str) -> String {
         let x = r#"{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}"#;
         let y = format!(r#"{{"name": "y", "datatype": "FP32", "shape": [1, 2], "data": {outputs}}}"#);
@@ -223,21 +249,23 @@ mod tests {
 
     #[test]
     fn list_shows_a_line_for_each_model_in_columns() {
-        let (text, result) = answer(repository().path(), &ModelsCommand::List { json: false });
+        let repository = of_models();
+
+        let (text, result) = answer(repository.path(), &ModelsCommand::List { json: false });
 
         result.unwrap();
         let expected = "NAME   VERSIONS  DEFAULT  SIZE  FILES\n\
-                        other  7         7        1 B   model.onnx\n\
-                        sums   1, 2      2        5 B   model.onnx, model.onnx.data\n";
+                        other  7         7        4 B   model.onnx\n\
+                        sums   1, 2      2        9 B   model.onnx, model.onnx.data\n";
         assert_eq!(text, expected);
     }
 
     #[test]
     fn list_as_json_has_the_same_values() {
-        let models = json(repository().path(), &ModelsCommand::List { json: true });
+        let models = json(of_models().path(), &ModelsCommand::List { json: true });
 
         let expected = serde_json::json!({
-            "name": "sums", "versions": [1, 2], "default": 2, "bytes": 5, "files": ["model.onnx", "model.onnx.data"],
+            "name": "sums", "versions": [1, 2], "default": 2, "bytes": 9, "files": ["model.onnx", "model.onnx.data"],
         });
         assert_eq!(models[1], expected);
     }
@@ -313,11 +341,13 @@ mod tests {
 
         result.unwrap();
         let expected = "other 7: ok; no golden vectors; rows: unknown: its graph cannot be read: it ends in the middle of a field \
-                        (1 B are missing): it is cut, or no ONNX model; not batched: model.toml says batching = false\n\
+                        (1 B are missing): it is cut, or no ONNX model; not batched: model.toml says batching = false; left out, since they are no tensors: probabilities: a sequence \
+                        of maps\n\
                         sums 1: ok; golden vectors (rows: 1) at 0.0 % of the tolerance; rows: unknown (its graph cannot be \
-                        read: it has no graph); by trial: independent; batched\n\
+                        read: it has no graph); by trial: independent; batched; left out, since they are no tensors: probabilities: a sequence of \
+                        maps\n\
                         sums 2: ok; no golden vectors; rows: unknown (its graph cannot be read: it has no graph); by trial: \
-                        independent; batched\n";
+                        independent; batched; left out, since they are no tensors: probabilities: a sequence of maps\n";
         assert_eq!(text, expected);
     }
 
@@ -332,7 +362,7 @@ mod tests {
         let expected = "sums 1: FAILED: golden vectors sums/1/golden.json: output y, row 0, element 0: \
                         expected 7, got 6, allowed is a difference of 7.100e-4\n\
                         sums 2: ok; no golden vectors; rows: unknown (its graph cannot be read: it has no graph); by trial: \
-                        independent; batched\n";
+                        independent; batched; left out, since they are no tensors: probabilities: a sequence of maps\n";
         assert_eq!(text, expected);
     }
 

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use crate::config::Config;
-use crate::model::repository::{RepositoryError, is_name, scan};
+use crate::model::repository::{NAME_ALLOWED, RepositoryError, is_name, scan};
 
 #[derive(Debug, Args)]
 pub struct Named {
@@ -20,8 +20,9 @@ impl Named {
     pub fn models(&self, config: &Config) -> Result<Vec<String>, RepositoryError> {
         let mut names = self.models.clone();
         if names.is_empty() {
-            let models = scan(&config.models.repository, &config.models.load)?;
-            names.extend(models.into_iter().map(|model| model.name));
+            let found = scan(&config.models.repository, &config.models.load)?;
+            names.extend(found.models.into_iter().map(|model| model.name));
+            names.extend(config.models.load.iter().cloned());
         }
         names.sort();
         names.dedup();
@@ -33,5 +34,5 @@ fn model_name(text: &str) -> Result<String, String> {
     if is_name(text) {
         return Ok(text.to_owned());
     }
-    Err("allowed are up to 64 of a-z, 0-9, dot, underscore and hyphen, beginning with a letter or digit".to_owned())
+    Err(format!("allowed are {NAME_ALLOWED}"))
 }

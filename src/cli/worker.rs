@@ -5,16 +5,16 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::config::Config;
-use crate::model::repository;
+use crate::model::repository::{self, NotServed};
 use crate::telemetry::export::{self, Traces};
 use crate::telemetry::health::{Condition, Health};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{log, server};
 use crate::worker::coalesce::Coalesce;
-use crate::worker::load::{self, LoadedModel};
+use crate::worker::load::{self, LoadedModel, Unserved};
 use crate::worker::onnx::Runtime;
 use crate::worker::{Worker, WorkerError};
 
@@ -93,20 +93,51 @@ fn load_models(config: &Config, health: &Health, metrics: &Metrics) -> anyhow::R
     let runtime = Runtime::load()?;
     info!(library = %runtime.library().display(), "ONNX Runtime loaded");
     metrics.about.runs_with(runtime.version());
-    let models = repository::scan(&config.models.repository, &config.models.load)?;
-    let (loaded, faults) = load::load_all(&runtime, config, &models);
-    for (model, fault) in &faults {
-        error!(model.name = model, "model not served: {fault}");
-        health.set(Condition::Model(model.as_str().into()), fault);
+    let mut found = repository::scan(&config.models.repository, &config.models.load)?;
+    if config.models.strict {
+        found = found.strictly()?;
+    }
+    let (loaded, unserved) = load::load_all(&runtime, config, &found);
+    for one in &unserved {
+        let is_missed = config.models.strict || one.lacks_device || config.models.load.contains(&one.model);
+        let is_served = loaded.iter().any(|model| model.name == one.model);
+        report(one, is_missed && !is_served, health, metrics);
     }
     if loaded.is_empty() {
-        let faults: Vec<_> = faults
-            .iter()
-            .map(|(model, fault)| format!("{model}: {fault}"))
-            .collect();
+        let faults: Vec<_> = unserved.iter().map(sentence).collect();
         return Err(WorkerError::NoModel(faults.join("\n")).into());
     }
     Ok(loaded)
+}
+
+/// Says once that a model or version is not served. If it `is_missed`, the worker is not ready without it.
+fn report(one: &Unserved, is_missed: bool, health: &Health, metrics: &Metrics) {
+    let version = one.version.as_deref().unwrap_or_default();
+    metrics.about.does_not_serve(&one.model, version, one.reason);
+    if is_missed {
+        health.set(Condition::Model(one.model.as_str().into()), &one.sentence);
+    } else {
+        health.note(format!("not served: {}", sentence(one)));
+    }
+    let Unserved { model, sentence, .. } = one;
+    if one.reason == NotServed::Foreign {
+        warn!(
+            model.name = model,
+            model.version = version,
+            "model not served: {sentence}"
+        );
+    } else {
+        error!(
+            model.name = model,
+            model.version = version,
+            "model not served: {sentence}"
+        );
+    }
+}
+
+fn sentence(one: &Unserved) -> String {
+    let version = one.version.as_ref().map(|version| format!(" {version}"));
+    format!("{}{}: {}", one.model, version.unwrap_or_default(), one.sentence)
 }
 
 async fn say_when_ready(health: Health, listen: String) {

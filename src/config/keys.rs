@@ -215,6 +215,10 @@ settings! {
         /// Names of the models to serve; none means all. Separated by commas in the environment.
         load: Vec<String>, "load" = Vec::<String>::new(), ModelNames,
             "What lies in the repository is meant to be served.";
+        /// Whether anything in the repository that cannot be served keeps the worker from starting, or from being ready, and one
+        /// version that cannot be loaded its whole model from being served.
+        strict: bool, "strict" = false, YesOrNo,
+            "Repositories hold models of other servers and versions that are not finished; what is not served is reported.";
     }
 
     /// This process.

@@ -51,9 +51,30 @@ pub enum Batching {
     Off { reason: String },
 }
 
+/// What the owner of a model says of how its jobs are run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    None,
+    /// `model.toml` says that rows share a run.
+    Batched,
+    /// Every job is a run of its own, for this reason.
+    Alone(&'static str),
+}
+
+impl From<Option<bool>> for Wish {
+    /// By `batching` of `model.toml`.
+    fn from(batching: Option<bool>) -> Self {
+        match batching {
+            None => Self::None,
+            Some(true) => Self::Batched,
+            Some(false) => Self::Alone("model.toml says batching = false"),
+        }
+    }
+}
+
 /// Decides how jobs for this model are run, given what its graph shows.
 ///
-/// `wanted` is what `model.toml` says: `Some(false)` is taken at its word, `Some(true)` overrides what a trial shows, but
+/// `wish` is the owner's: `Alone` is taken at its word, `Batched` overrides what a trial shows, but
 /// neither a proof that rows are coupled nor axes that cannot hold several rows. A trial is made only where the graph leaves
 /// the question open; its rows come from `golden` if that has enough of them. What cannot be shown counts as not batchable:
 /// that costs speed, and a wrong guess would spoil answers.
@@ -66,12 +87,13 @@ pub enum Batching {
 pub fn decide(
     engine: &mut dyn Engine,
     proof: &RowsProof,
-    wanted: Option<bool>,
+    wish: impl Into<Wish>,
     golden: Option<&Golden>,
 ) -> Result<RowsReport, BatchingError> {
+    let wish = wish.into();
     let signature = engine.signature().clone();
     let axes = first_axes(&signature);
-    if wanted == Some(true) {
+    if wish == Wish::Batched {
         if let Some(axis) = axes {
             return Err(BatchingError::Axes { axis });
         }
@@ -79,9 +101,9 @@ pub fn decide(
             return Err(BatchingError::Coupled { reason: reason.clone() });
         }
     }
-    let known = match (&proof.verdict, wanted, &axes) {
-        (RowsVerdict::Unknown { .. }, Some(true), _) => Known::by_owner(),
-        (RowsVerdict::Unknown { .. }, None, None) => row_trial::try_rows(engine, &signature, golden)?.into(),
+    let known = match (&proof.verdict, wish, &axes) {
+        (RowsVerdict::Unknown { .. }, Wish::Batched, _) => Known::by_owner(),
+        (RowsVerdict::Unknown { .. }, Wish::None, None) => row_trial::try_rows(engine, &signature, golden)?.into(),
         (verdict, _, _) => Known::by_graph(verdict),
     };
     let is_row_output = |(at, spec): (usize, &TensorSpec)| {
@@ -94,14 +116,14 @@ pub fn decide(
         relation: known.relation,
         decided_by: known.by,
         row_outputs,
-        batching: batching(wanted, axes, &known),
+        batching: batching(wish, axes, &known),
         reason: known.reason,
     })
 }
 
-fn batching(wanted: Option<bool>, axes: Option<String>, known: &Known) -> Batching {
-    let reason = match (wanted, axes) {
-        (Some(false), _) => "model.toml says batching = false".to_owned(),
+fn batching(wish: Wish, axes: Option<String>, known: &Known) -> Batching {
+    let reason = match (wish, axes) {
+        (Wish::Alone(reason), _) => reason.to_owned(),
         (_, Some(axis)) => axis,
         (_, None) if known.relation == RowRelation::Independent => return Batching::Rows,
         (_, None) => known.reason.clone().unwrap_or_default(),

@@ -14,8 +14,10 @@ mod row_trial;
 pub mod rows;
 pub mod settings;
 pub mod signature;
+pub mod sniff;
 #[cfg(test)]
 pub mod test_engine;
 pub mod timing;
+pub mod unsteady;
 
 pub use compare::{Deviation, Tolerance};

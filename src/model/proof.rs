@@ -1,13 +1,16 @@
 //! What a loaded model must show before it takes jobs.
 
+use std::path::Path;
+
 use tracing::debug;
 
 use super::batching::{self, BatchingError, RowsReport};
 use super::golden::{self, Golden, GoldenError, GoldenReport};
 use super::probe_rows::{Form, ProbeRows};
 use super::repository::VersionFiles;
-use super::rows;
+use super::rows::{self, RowsProof};
 use super::settings::Settings;
+use super::{onnx, unsteady};
 use crate::worker::infer::Engine;
 
 /// What a model has shown.
@@ -18,6 +21,8 @@ pub struct Proof {
     pub rows: RowsReport,
     /// The golden vectors themselves.
     pub recorded: Option<Golden>,
+    /// What in the graph belongs to training or draws random numbers.
+    pub unsteady: Vec<String>,
 }
 
 /// Runs the golden vectors, if there are any, and finds out whether rows may share a run.
@@ -31,13 +36,22 @@ pub fn prove(engine: &mut dyn Engine, files: &VersionFiles, settings: &Settings)
         .as_ref()
         .map(|golden| golden::check(engine, golden))
         .transpose()?;
-    let proof = rows::prove(&files.onnx);
-    let rows = batching::decide(engine, &proof, settings.batching, golden.as_ref())?;
+    let (proof, unsteady) = seen_in_graph(&files.onnx);
+    let rows = batching::decide(engine, &proof, settings.wish(), golden.as_ref())?;
     Ok(Proof {
         golden: report,
         rows,
         recorded: golden,
+        unsteady,
     })
+}
+
+/// What the graph of a model shows of its rows, and what in it belongs to training or draws random numbers.
+pub fn seen_in_graph(path: &Path) -> (RowsProof, Vec<String>) {
+    match onnx::read(path) {
+        Ok(model) => (rows::prove_model(&model), unsteady::name_nodes(&model)),
+        Err(error) => (RowsProof::unreadable(&error), Vec::new()),
+    }
 }
 
 /// Runs one made-up row, for what is seen while a model runs. Whether it succeeds says nothing of the model.

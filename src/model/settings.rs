@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
+use super::batching::Wish;
 use super::digest::Digest;
 use crate::config::Device;
 
@@ -26,6 +27,8 @@ pub struct Settings {
     pub versions: Option<Vec<u64>>,
     /// Stated digests of `model.onnx`, by version.
     pub digests: BTreeMap<u64, Digest>,
+    /// Not of this file but of Triton's `config.pbtxt`, if there is one: most rows in one run, 0 for no batching.
+    pub max_batch_size: Option<usize>,
 }
 
 impl Settings {
@@ -47,6 +50,21 @@ impl Settings {
         } else {
             Err(SettingsFaults(faults))
         }
+    }
+
+    /// Whether rows of several jobs share a run, as far as the owner says.
+    pub fn wish(&self) -> Wish {
+        match (self.batching, self.max_batch_size) {
+            (None, Some(0)) => Wish::Alone("config.pbtxt says max_batch_size = 0"),
+            (batching, _) => batching.into(),
+        }
+    }
+
+    /// Most rows in one run, where the worker is configured to `configured`.
+    pub fn rows_max(&self, configured: NonZeroUsize) -> NonZeroUsize {
+        let rows_max = self.rows_max.unwrap_or(configured);
+        let bound = self.max_batch_size.and_then(NonZeroUsize::new);
+        bound.map_or(rows_max, |bound| rows_max.min(bound))
     }
 
     fn set(&mut self, key: &str, value: Value, faults: &mut Vec<SettingsFault>) -> Result<(), SettingsFault> {
@@ -200,6 +218,7 @@ mod tests {
             labels: vec!["cat".into(), "dog".into()],
             versions: Some(vec![1, 3]),
             digests: BTreeMap::from([(1, digest.parse().unwrap())]),
+            max_batch_size: None,
         };
         assert_eq!(settings, expected);
     }
@@ -281,5 +300,22 @@ mod tests {
         for text in ["", "0", "01", "+1", "-1", "1.0", "v1", "99999999999999999999"] {
             assert_eq!(parse_version(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_batch_size_of_triton_bounds_the_rows_and_0_means_none() {
+        let of = |text: &str, max_batch_size| Settings {
+            max_batch_size: Some(max_batch_size),
+            ..Settings::parse(text).unwrap()
+        };
+        let configured = NonZeroUsize::new(64).unwrap();
+
+        assert_eq!(of("", 8).rows_max(configured).get(), 8);
+        assert_eq!(of("", 128).rows_max(configured).get(), 64);
+        assert_eq!(of("rows_max = 128", 256).rows_max(configured).get(), 128);
+        assert_eq!(of("", 0).rows_max(configured).get(), 64);
+        assert_eq!(of("", 8).wish(), Wish::None);
+        assert_eq!(of("", 0).wish(), Wish::Alone("config.pbtxt says max_batch_size = 0"));
+        assert_eq!(of("batching = true", 0).wish(), Wish::Batched);
     }
 }

@@ -11,11 +11,13 @@ use tracing_appender::non_blocking::ErrorCounter;
 
 use super::health::{Condition, Health};
 use super::metrics::Adding;
+use crate::model::repository::NotServed;
 
 /// Metrics of the worker itself.
 pub struct About {
     build: IntGaugeVec,
     model: IntGaugeVec,
+    not_served: IntGaugeVec,
     load_seconds: GaugeVec,
     ready: IntGauge,
     states: IntGaugeVec,
@@ -48,6 +50,14 @@ impl About {
         for state in STATES {
             states.with_label_values(&[state]).set(0);
         }
+        let not_served = add.gauges(
+            "inferq_models_not_served",
+            "1 for each folder of the model repository that is not served, and why; no version: the whole model",
+            &["model", "version", "reason"],
+        )?;
+        for reason in NotServed::ALL {
+            not_served.with_label_values(&["", "", reason.name()]).set(0);
+        }
         Ok(Self {
             build: add.gauges(
                 "inferq_build_info",
@@ -59,6 +69,7 @@ impl About {
                 "1 for each version that is served; the digest where model.toml states it",
                 &["model", "version", "default", "digest"],
             )?,
+            not_served,
             load_seconds: add.real_gauges(
                 "inferq_model_load_duration_seconds",
                 "What loading and checking took, golden vectors and first runs included",
@@ -96,6 +107,13 @@ impl About {
         self.model.with_label_values(labels).set(1);
         let load = self.load_seconds.with_label_values(&[model, version]);
         load.set(served.load.as_secs_f64());
+    }
+
+    /// A model, or a version of one, that is in the repository and not served.
+    pub fn does_not_serve(&self, model: &str, version: &str, reason: NotServed) {
+        self.not_served
+            .with_label_values(&[model, version, reason.name()])
+            .set(1);
     }
 
     /// Shows how much of the memory for bodies is taken: so many permits of `memory` as of `limit` are gone.

@@ -45,12 +45,15 @@ impl Condition {
 #[derive(Debug, Clone)]
 pub struct Health {
     conditions: watch::Sender<BTreeMap<Condition, String>>,
+    /// What people should know of a worker, ready or not.
+    notes: watch::Sender<Vec<String>>,
 }
 
 impl Default for Health {
     fn default() -> Self {
         Self {
             conditions: watch::Sender::new(BTreeMap::new()),
+            notes: watch::Sender::new(Vec::new()),
         }
     }
 }
@@ -64,6 +67,16 @@ impl Health {
     pub fn clear(&self, condition: &Condition) {
         self.conditions
             .send_if_modified(|conditions| conditions.remove(condition).is_some());
+    }
+
+    /// Adds a line to what `/readyz` says, which keeps nothing from being ready.
+    pub fn note(&self, note: String) {
+        self.notes.send_modify(|notes| notes.push(note));
+    }
+
+    /// One line a note.
+    pub fn notes(&self) -> String {
+        self.notes.borrow().iter().map(|note| format!("{note}\n")).collect()
     }
 
     pub fn is_ready(&self) -> bool {
@@ -108,5 +121,18 @@ mod tests {
         assert_eq!(health.report(), "blocked: low on memory\n");
         health.clear(&Condition::Blocked("publish"));
         assert!(health.is_ready());
+    }
+
+    #[test]
+    fn a_note_keeps_no_worker_from_being_ready() {
+        let health = Health::default();
+
+        health.note("not served: old: a link".to_owned());
+
+        assert!(health.is_ready());
+        assert_eq!(
+            (health.report(), health.notes()),
+            (String::new(), "not served: old: a link\n".to_owned())
+        );
     }
 }

@@ -66,9 +66,9 @@ async fn render(State((health, metrics)): Shared) -> impl IntoResponse {
 async fn ready(State((health, _)): Shared) -> impl IntoResponse {
     let report = health.report();
     if report.is_empty() {
-        (StatusCode::OK, "ready\n".to_owned())
+        (StatusCode::OK, format!("ready\n{}", health.notes()))
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, report)
+        (StatusCode::SERVICE_UNAVAILABLE, report + &health.notes())
     }
 }
 

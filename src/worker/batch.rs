@@ -256,7 +256,7 @@ impl Batcher {
 
     /// A redelivered job may be what took the last worker down; alone, it takes nobody with it.
     fn runs_alone(&self, job: &Job) -> bool {
-        !self.lane_rows.are_batched() || job.envelope.redelivered || job.rows >= self.rows_max
+        !self.lane_rows.are_batched() || job.envelope.redelivered || job.rows >= self.rows_max || !job.given.is_empty()
     }
 
     fn count(&mut self, job: &Job) {

@@ -38,6 +38,8 @@ pub struct Served {
     pub lanes: BTreeMap<u64, (Arc<Lane>, Sender<Job>)>,
     /// The version for jobs that pin none.
     pub default_version: u64,
+    /// Versions that are meant to be served and are not here: jobs that pin them wait for a worker that has them.
+    pub left_out: Vec<u64>,
     pub metrics: Arc<ModelMetrics>,
     /// Where the traces of its jobs go, if anywhere.
     pub traces: Option<Traces>,
@@ -48,6 +50,8 @@ pub struct Lane {
     pub model: Arc<str>,
     pub version: String,
     pub signature: Signature,
+    /// Inputs that a job may leave out, since they have a value of their own.
+    pub defaults: Vec<TensorSpec>,
     pub rows: Arc<LaneRows>,
     pub rows_max: usize,
     /// How many of its runs may go on at once.
@@ -135,6 +139,8 @@ pub struct Job {
     pub id: Option<String>,
     /// In the order of the signature.
     pub inputs: Vec<Tensor>,
+    /// Empty, or for each input with a value of its own the one that takes its place, if any. Such a job is a run of its own.
+    pub given: Vec<Option<Tensor>>,
     pub rows: usize,
     pub outputs: Vec<WantedOutput>,
 }
@@ -151,10 +157,9 @@ pub struct WantedOutput {
 impl Job {
     /// Whether rows of both may lie in one tensor: all axes but the first agree.
     pub fn stacks_with(&self, other: &Self) -> bool {
-        self.inputs
-            .iter()
-            .zip(&other.inputs)
-            .all(|(mine, its)| mine.shape.get(1..) == its.shape.get(1..))
+        let is_usual = self.given.is_empty() && other.given.is_empty();
+        let mut pairs = self.inputs.iter().zip(&other.inputs);
+        is_usual && pairs.all(|(mine, its)| mine.shape.get(1..) == its.shape.get(1..))
     }
 }
 
@@ -228,6 +233,7 @@ pub fn decode_at(moment: Moment, delivery: Delivery, served: &Served, limits: &L
                 lane: lane.clone(),
                 id: content.id,
                 inputs: content.inputs,
+                given: content.given,
                 rows: content.rows,
                 outputs: content.outputs,
             };
@@ -298,6 +304,7 @@ fn delivery_count(delivery: &Delivery) -> u64 {
 struct Content {
     id: Option<String>,
     inputs: Vec<Tensor>,
+    given: Vec<Option<Tensor>>,
     rows: usize,
     outputs: Vec<WantedOutput>,
 }
@@ -421,33 +428,37 @@ fn lane<'a>(envelope: &Envelope, served: &'a Served) -> Result<&'a (Arc<Lane>, S
     if let Some(value) = header(&envelope.properties, headers::VERSION) {
         headers::version(value)?;
     }
-    envelope
-        .version
-        .parse()
-        .ok()
-        .and_then(|version: u64| served.lanes.get(&version))
-        .ok_or_else(|| JobError::Version {
-            model: served.name.to_string(),
-            version: envelope.version.clone(),
-            served: list(served.lanes.keys()),
-        })
+    let version: Option<u64> = envelope.version.parse().ok();
+    if let Some(lane) = version.and_then(|version| served.lanes.get(&version)) {
+        return Ok(lane);
+    }
+    let (model, version_text) = (served.name.to_string(), envelope.version.clone());
+    if version.is_some_and(|version| served.left_out.contains(&version)) {
+        return Err(JobError::VersionElsewhere {
+            model,
+            version: version_text,
+        });
+    }
+    Err(JobError::Version {
+        model,
+        version: version_text,
+        served: list(served.lanes.keys()),
+    })
 }
 
 /// Puts a request's inputs into the order of the signature and checks every shape.
 fn fit(mut request: Request, lane: &Lane, is_batched: bool, encoding: &Encoding) -> Result<Content, JobError> {
     let takes = &lane.signature.inputs;
-    if request.inputs.len() != takes.len() {
-        return Err(JobError::InputCount {
-            came: request.inputs.len(),
-            model: lane.model.to_string(),
-            takes: list(takes),
-        });
+    let count = InputCount(request.inputs.len());
+    if !(takes.len()..=takes.len() + lane.defaults.len()).contains(&count.0) {
+        return Err(count.wrong(lane));
     }
     let outputs = wanted(&request, lane, encoding)?;
-    let mut slots: Vec<Option<Tensor>> = vec![None; takes.len()];
+    let mut slots: Vec<Option<Tensor>> = vec![None; takes.len() + lane.defaults.len()];
     for (index, input) in std::mem::take(&mut request.inputs).into_iter().enumerate() {
         let place = place(&input, index, lane)?;
-        let spec = &takes[place];
+        let spec = takes.iter().chain(&lane.defaults).nth(place);
+        let Some(spec) = spec else { continue };
         if slots[place].is_some() {
             return Err(JobError::InputTwice {
                 index,
@@ -456,9 +467,16 @@ fn fit(mut request: Request, lane: &Lane, is_batched: bool, encoding: &Encoding)
         }
         slots[place] = Some(tensor(input, spec)?);
     }
-    // As many inputs as slots, none twice: every slot is taken.
+    let mut given = slots.split_off(takes.len());
+    if given.iter().all(Option::is_none) {
+        given.clear();
+    }
     let inputs: Vec<Tensor> = slots.into_iter().flatten().collect();
+    if inputs.len() != takes.len() {
+        return Err(count.wrong(lane));
+    }
     Ok(Content {
+        given,
         rows: rows(&inputs, is_batched)?,
         outputs,
         id: request.id,
@@ -466,24 +484,53 @@ fn fit(mut request: Request, lane: &Lane, is_batched: bool, encoding: &Encoding)
     })
 }
 
-/// Which input of the signature is meant.
+/// The number of inputs in a request.
+struct InputCount(usize);
+
+impl InputCount {
+    fn wrong(&self, lane: &Lane) -> JobError {
+        JobError::InputCount {
+            came: self.0,
+            model: lane.model.to_string(),
+            takes: takes(lane),
+        }
+    }
+}
+
+/// What a model takes, in words. Of inputs that may be left out only some are named: there are exporters that make one of every
+/// weight.
+fn takes(lane: &Lane) -> String {
+    let inputs = list(&lane.signature.inputs);
+    if lane.defaults.is_empty() {
+        return inputs;
+    }
+    let named = list(lane.defaults.iter().take(DEFAULTS_NAMED_MAX));
+    let others = match lane.defaults.len().saturating_sub(DEFAULTS_NAMED_MAX) {
+        0 => String::new(),
+        others => format!(" and {others} others"),
+    };
+    format!("{inputs}, and if given {named}{others}")
+}
+
+/// Which input is meant, of the signature or behind it of those that may be left out.
 fn place(input: &RequestInput, index: usize, lane: &Lane) -> Result<usize, JobError> {
-    let takes = &lane.signature.inputs;
+    let inputs = &lane.signature.inputs;
     match &input.name {
-        None if takes.len() == 1 => Ok(0),
+        None if inputs.len() == 1 => Ok(0),
         None => Err(JobError::InputUnnamed {
             index,
             model: lane.model.to_string(),
-            takes: list(takes),
+            takes: takes(lane),
         }),
-        Some(name) => takes
+        Some(name) => inputs
             .iter()
+            .chain(&lane.defaults)
             .position(|spec| spec.name == *name)
             .ok_or_else(|| JobError::InputName {
                 index,
                 name: excerpt(name),
                 model: lane.model.to_string(),
-                takes: list(takes),
+                takes: takes(lane),
             }),
     }
 }
@@ -587,6 +634,7 @@ fn list<T: std::fmt::Display>(things: impl IntoIterator<Item = T>) -> String {
     things.join(", ")
 }
 
+const DEFAULTS_NAMED_MAX: usize = 8;
 /// Stands for a deadline past the end of the clock.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 

@@ -19,12 +19,13 @@ use super::hardware::Hardware;
 use super::isolate::{Isolated, Isolation};
 use super::outputs::{self, Run, Share};
 use super::reply::{Answer, Outcome, Timing};
+use super::row_headers::RowHeaders;
 use super::rows_limit::RowsLimit;
 use super::watch::{Stop, Watched};
 use super::{Fatal, WorkerError};
 use crate::error::JobError;
 use crate::model::capacity::Fit;
-use crate::model::signature::Signature;
+use crate::model::signature::{Signature, TensorSpec};
 use crate::telemetry::trace;
 use crate::wire::tensor::rows_range;
 
@@ -32,9 +33,15 @@ use crate::wire::tensor::rows_range;
 pub trait Engine {
     fn signature(&self) -> &Signature;
 
+    /// Inputs that have a value of their own, which a job may give another.
+    fn defaults(&self) -> &[TensorSpec] {
+        &[]
+    }
+
     /// Runs the model once.
     ///
-    /// `inputs` and the result follow the order of the signature. Blocks the thread for the whole run.
+    /// `inputs` and the result follow the order of the signature. After the inputs of the signature may come one for each of
+    /// [`Engine::defaults`], some of them absent. Blocks the thread for the whole run.
     /// # Errors
     /// `EngineError::Run` if the runtime refuses these inputs, `EngineError::Memory` if it could not allocate
     /// for them; the engine stays usable after both.
@@ -51,6 +58,19 @@ pub trait Engine {
 pub struct Input<'a> {
     pub shape: Vec<usize>,
     pub parts: Vec<&'a [u8]>,
+}
+
+impl Input<'_> {
+    /// Stands for an input that keeps its own value.
+    pub const ABSENT: Self = Self {
+        shape: Vec::new(),
+        parts: Vec::new(),
+    };
+
+    /// Whether it has no data although it has no axes, and so must have some.
+    pub fn is_absent(&self) -> bool {
+        self.shape.is_empty() && self.parts.iter().all(|part| part.is_empty())
+    }
 }
 
 /// One output of a run: its shape, and its data wherever the runtime left them.
@@ -148,7 +168,7 @@ impl Inference {
     /// The device is lost; the jobs are dropped unsettled and go back to the broker.
     pub(super) fn execute(&mut self, mut batch: Batch, answers: &mut Vec<Answer>) -> Result<(), String> {
         // Once for the batch: another engine of the lane may withdraw it at any time.
-        let is_batched = self.lane.rows.are_batched();
+        let is_batched = self.lane.rows.are_batched() && all_as_usual(&batch.jobs);
         if batch.jobs.len() > 1 && !is_batched {
             return self.execute_all(singly(batch.jobs), answers);
         }
@@ -204,7 +224,8 @@ impl Inference {
         let lane = &*self.lane;
         // Jobs of a lane that is not batched may have inputs that do not agree on the rows.
         let agree = |job: &Job| job.inputs.iter().all(|input| input.shape.first() == Some(&job.rows));
-        let must_have_rows = is_batched || lane.rows.are_independent() && batch.jobs.iter().all(agree);
+        let must_have_rows =
+            is_batched || all_as_usual(&batch.jobs) && lane.rows.are_independent() && batch.jobs.iter().all(agree);
         if !must_have_rows {
             return false;
         }
@@ -307,7 +328,11 @@ impl Inference {
                     Ok(body) => Outcome::Result {
                         body,
                         timing,
-                        rows: self.lane.rows.headers().holding(&job.outputs),
+                        rows: if job.given.is_empty() {
+                            self.lane.rows.headers().holding(&job.outputs)
+                        } else {
+                            RowHeaders::unknown()
+                        },
                     },
                     Err(error) => Outcome::Failure(error),
                 },
@@ -315,6 +340,11 @@ impl Inference {
             });
         }
     }
+}
+
+/// Whether no job gives another value to an input that has one: what is known of the rows holds for those alone.
+fn all_as_usual(jobs: &[Job]) -> bool {
+    jobs.iter().all(|job| job.given.is_empty())
 }
 
 fn trace_run(batch: &mut Batch, began: Instant, ended: Instant) {
@@ -435,6 +465,13 @@ impl Guarded<'_> {
 
 /// The inputs of all jobs, one under the other.
 fn whole<'a>(jobs: &'a [Job], lane: &Lane, rows: usize) -> Vec<Input<'a>> {
+    let given = jobs.iter().flat_map(|job| &job.given).map(|given| match given {
+        None => Input::ABSENT,
+        Some(tensor) => Input {
+            shape: tensor.shape.clone(),
+            parts: vec![&tensor.data],
+        },
+    });
     (0..lane.signature.inputs.len())
         .map(|index| {
             let mut shape = jobs[0].inputs[index].shape.clone();
@@ -444,6 +481,7 @@ fn whole<'a>(jobs: &'a [Job], lane: &Lane, rows: usize) -> Vec<Input<'a>> {
             let parts = jobs.iter().map(|job| &*job.inputs[index].data).collect();
             Input { shape, parts }
         })
+        .chain(given)
         .collect()
 }
 

@@ -301,6 +301,26 @@ mod tests {
     }
 
     #[test]
+    fn an_input_that_keeps_its_value_is_absent_behind_a_pipe() {
+        let inputs = vec![spec("x", Datatype::Fp32, &["batch"])];
+        let mut engine = TestEngine::new(inputs, Vec::new(), |inputs| {
+            let absent: Vec<_> = inputs
+                .iter()
+                .map(|input| input.shape.is_empty() && input.data.is_empty())
+                .collect();
+            Err(EngineError::Run(format!("{absent:?}")))
+        });
+        let array = |shape: &[usize], data: &'static [u8]| Array {
+            shape: shape.to_vec(),
+            data: Bytes::from_static(data),
+        };
+
+        let told = report(&mut engine, &[array(&[0], b""), array(&[], b""), array(&[], b"1234")]);
+
+        assert!(matches!(told, Report::Failed(text) if text == "[false, true, false]"));
+    }
+
+    #[test]
     fn failures_are_told_by_kind() {
         let tell = |error: fn() -> EngineError| {
             let inputs = vec![spec("x", Datatype::Fp32, &["batch"])];

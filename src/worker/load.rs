@@ -16,8 +16,8 @@ use crate::model::batching::{Batching, RowsReport};
 use crate::model::capacity::Fit;
 use crate::model::digest::{Digest, DigestError};
 use crate::model::proof::{self, Proof, ProofError};
-use crate::model::repository::{ModelFiles, VersionFiles};
-use crate::model::signature::Signature;
+use crate::model::repository::{LeftOut, ModelFiles, NotServed, Repository, VersionFiles};
+use crate::model::signature::{Signature, TensorSpec};
 use crate::model::timing;
 
 /// A model that is ready to be served.
@@ -25,6 +25,8 @@ pub struct LoadedModel {
     pub name: String,
     /// The highest version that could be loaded.
     pub default_version: u64,
+    /// The versions that are meant to be served and are not: jobs that pin them are left to other workers.
+    pub left_out: Vec<u64>,
     pub versions: Vec<LoadedVersion>,
 }
 
@@ -39,6 +41,8 @@ impl LoadedModel {
 pub struct LoadedVersion {
     pub version: u64,
     pub signature: Signature,
+    /// Inputs that have a value of their own.
+    pub defaults: Vec<TensorSpec>,
     pub rows: RowsReport,
     pub rows_max: usize,
     /// How long runs take, as far as the first ones tell.
@@ -99,20 +103,81 @@ pub fn first_engine(
     })
 }
 
-/// Loads every version of a model. A model is served whole or not at all: jobs for a version that only this worker
-/// lacks must wait for a worker that has it, and not be refused here.
-///
-/// # Errors
-/// The first fault, as a sentence.
-pub fn load(runtime: &Runtime, config: &Config, model: &ModelFiles) -> Result<LoadedModel, VersionError> {
-    let versions = model
-        .versions
-        .iter()
-        .map(|files| load_version(runtime, config, model, files))
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok(LoadedModel {
+/// A model or version that is not served here.
+#[derive(Debug)]
+pub struct Unserved {
+    pub model: String,
+    /// Name of the version's folder; `None`: the whole model.
+    pub version: Option<String>,
+    pub reason: NotServed,
+    pub sentence: String,
+    /// Whether this machine lacks what the model asks for, whatever the model's files are.
+    pub lacks_device: bool,
+}
+
+impl From<&LeftOut> for Unserved {
+    fn from(left_out: &LeftOut) -> Self {
+        Self {
+            model: left_out.model.clone(),
+            version: left_out.version.clone(),
+            reason: left_out.fault.reason(),
+            sentence: chain(&left_out.fault),
+            lacks_device: false,
+        }
+    }
+}
+
+impl Unserved {
+    fn version(model: &ModelFiles, version: u64, error: &VersionError) -> Self {
+        let (reason, lacks_device) = match error {
+            VersionError::Digest(_) => (NotServed::Digest, false),
+            VersionError::Load(LoadError::Device { .. } | LoadError::OnCpu { .. } | LoadError::Unproven { .. }) => {
+                (NotServed::Load, true)
+            }
+            VersionError::Load(_) => (NotServed::Load, false),
+            VersionError::Proof(_) => (NotServed::Check, false),
+        };
+        Self {
+            model: model.name.clone(),
+            version: Some(version.to_string()),
+            reason,
+            sentence: chain(error),
+            lacks_device,
+        }
+    }
+}
+
+/// Loads every version of a model that can be loaded; the others go to `unserved`. With `models.strict` the model is served
+/// whole or not at all.
+fn load(runtime: &Runtime, config: &Config, model: &ModelFiles, unserved: &mut Vec<Unserved>) -> Option<LoadedModel> {
+    let mut versions = Vec::new();
+    let mut left_out = model.left_out.clone();
+    for not_honoured in model.triton.not_honoured() {
+        warn!(model.name = model.name, "config.pbtxt: {not_honoured}");
+    }
+    for files in &model.versions {
+        match load_version(runtime, config, model, files) {
+            Ok(version) => versions.push(version),
+            Err(error) => {
+                unserved.push(Unserved::version(model, files.version, &error));
+                left_out.push(files.version);
+                if config.models.strict {
+                    return None;
+                }
+            }
+        }
+    }
+    let default_version = versions.last()?.version;
+    if let Some(higher) = left_out.iter().max().filter(|version| **version > default_version) {
+        warn!(
+            model.name = model.name,
+            "version {default_version} answers jobs that name none, since version {higher} is not served"
+        );
+    }
+    Some(LoadedModel {
         name: model.name.clone(),
-        default_version: versions.last().map_or(0, |version| version.version),
+        default_version,
+        left_out,
         versions,
     })
 }
@@ -132,12 +197,16 @@ fn load_version(
         placement,
     } = first_engine(runtime, model, files, &weights, &hardware)?;
     let signature = first.signature().clone();
+    let defaults = first.defaults().to_vec();
     if !first.unserved().is_empty() {
         warn!(
             model.name = model.name,
             "not served, since they are no tensors: {}",
             first.unserved().join(", ")
         );
+    }
+    for sentence in &proof.unsteady {
+        warn!(model.name = model.name, model.version = files.version, "{sentence}");
     }
     if let Batching::Off { reason } = &proof.rows.batching {
         info!(
@@ -146,7 +215,7 @@ fn load_version(
             "not batched: {reason}"
         );
     }
-    let rows_max = model.settings.rows_max.unwrap_or(config.batch.rows_max).get();
+    let rows_max = model.settings.rows_max(config.batch.rows_max).get();
     let batching = proof.rows.batching == Batching::Rows;
     let fit = timing::time(&mut first, proof.recorded.as_ref(), batching.then_some(rows_max));
     let instances = model.settings.instances.or(config.worker.instances);
@@ -170,6 +239,7 @@ fn load_version(
     Ok(LoadedVersion {
         version: files.version,
         signature,
+        defaults,
         rows: proof.rows,
         rows_max,
         fit,
@@ -182,19 +252,13 @@ fn load_version(
     })
 }
 
-/// Loads what can be loaded; the others come back with their faults.
-pub fn load_all(
-    runtime: &Runtime,
-    config: &Config,
-    models: &[ModelFiles],
-) -> (Vec<LoadedModel>, Vec<(String, String)>) {
-    let mut loaded = Vec::new();
-    let mut faults = Vec::new();
-    for model in models {
-        match load(runtime, config, model) {
-            Ok(model) => loaded.push(model),
-            Err(error) => faults.push((model.name.clone(), chain(&error))),
-        }
-    }
-    (loaded, faults)
+/// Loads what can be loaded; the others come back with their faults, and with what the repository has left out.
+pub fn load_all(runtime: &Runtime, config: &Config, found: &Repository) -> (Vec<LoadedModel>, Vec<Unserved>) {
+    let mut unserved: Vec<Unserved> = found.left_out.iter().map(Unserved::from).collect();
+    let loaded = found
+        .models
+        .iter()
+        .filter_map(|model| load(runtime, config, model, &mut unserved))
+        .collect();
+    (loaded, unserved)
 }

@@ -376,6 +376,7 @@ impl Shared {
                 version: version.to_string(),
                 metrics: self.metrics.lane(&name, &version.to_string()),
                 signature: loaded.signature.clone(),
+                defaults: loaded.defaults.clone(),
                 rows: Arc::new(LaneRows::new(
                     &loaded.rows.batching,
                     RowHeaders::of(&loaded.rows, &loaded.signature),
@@ -416,6 +417,7 @@ impl Shared {
             metrics: self.metrics.model(&name).into(),
             traces: self.traces.clone(),
             default_version: model.default_version,
+            left_out: model.left_out,
             name,
             lanes,
         })

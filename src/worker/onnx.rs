@@ -28,7 +28,8 @@ use super::hardware::Hardware;
 use super::infer::{Engine, EngineError, Input, Output};
 use super::watch::Stop;
 use crate::config::Device;
-use crate::model::signature::Signature;
+use crate::model::signature::{Signature, TensorSpec};
+use crate::model::{onnx, sniff};
 
 /// Why ONNX Runtime or a model in it could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +54,13 @@ pub enum LoadError {
         "{path}: input `{input}` is a {kind}, only tensors of BOOL, integer, float and string elements can be served"
     )]
     Input { path: PathBuf, input: String, kind: String },
+    #[error("{path} is {fault}")]
+    File { path: PathBuf, fault: String },
+    #[error(
+        "{path}: input `{input}` is declared without a shape, so that no job could be checked against it; export the model with \
+         one, in which axes may be free"
+    )]
+    NoRank { path: PathBuf, input: String },
     #[error("{path} has no input or no tensor output, so there is nothing to ask it")]
     NothingToServe { path: PathBuf },
     #[error("{path} cannot be loaded on {device} with the library {library}: {reason}; {advice}")]
@@ -97,6 +105,7 @@ impl SharedWeights {
 pub struct OnnxEngine {
     session: Session,
     signature: Signature,
+    defaults: Vec<TensorSpec>,
     unserved: Vec<String>,
     way: Way,
     terminator: Arc<Terminator>,
@@ -180,6 +189,10 @@ impl OnnxEngine {
         if let Device::Cuda(_) = hardware.device {
             runtime.preload_cuda();
         }
+        if let Some(input) = unshaped_input(path) {
+            let path = path.to_owned();
+            return Err(LoadError::NoRank { path, input });
+        }
         let watching = profile.as_ref().and_then(|profile| profile.as_ref().ok());
         let session = builder(runtime, weights, hardware, watching)
             .and_then(|mut builder| builder.commit_from_file(path))
@@ -195,6 +208,7 @@ impl OnnxEngine {
         Ok(Self {
             terminator: Terminator::new().map_err(|error| fault(&error))?,
             signature,
+            defaults: defaults(&session),
             unserved,
             way,
             session,
@@ -281,8 +295,17 @@ fn not_loaded(error: &ort::Error, path: &Path, runtime: &Runtime, device: Device
             reason: cause(&reason).to_owned(),
             advice,
         },
-        None => LoadError::Model { path, reason },
+        None => match sniff::fault_of(&path) {
+            Some(fault) => LoadError::File { path, fault },
+            None => LoadError::Model { path, reason },
+        },
     }
+}
+
+/// The first input that is declared without a shape; ONNX Runtime takes it for one without axes.
+fn unshaped_input(path: &Path) -> Option<String> {
+    let model = onnx::read(path).ok()?;
+    model.unshaped_input().map(str::to_owned)
 }
 
 /// What the graph says it takes and gives, and its outputs that are no tensors.
@@ -316,11 +339,22 @@ impl Engine for OnnxEngine {
         &self.signature
     }
 
+    fn defaults(&self) -> &[TensorSpec] {
+        &self.defaults
+    }
+
     fn run(&mut self, inputs: &[Input<'_>]) -> Result<Vec<Output>, EngineError> {
         let (session, options) = (&mut self.session, &self.terminator.options);
         let outputs = match &mut self.way {
+            Way::Host(allocator) if inputs.len() > self.signature.inputs.len() => {
+                let given = given(inputs, &self.signature, &self.defaults);
+                run_by_name(allocator, session, &self.signature, options, given)
+            }
             Way::Host(allocator) => run_on_host(allocator, session, &self.signature, options, inputs),
-            Way::Pinned(bound) => bound.run(session, &self.signature, options, inputs),
+            Way::Pinned(bound) => {
+                let given = given(inputs, &self.signature, &self.defaults);
+                bound.run(session, &self.signature, options, given)
+            }
         }?;
         self.has_run = true;
         Ok(outputs)
@@ -335,6 +369,43 @@ impl Engine for OnnxEngine {
         }
         Some(self.terminator.clone())
     }
+}
+
+/// The inputs with what they are for, without those that keep their own value.
+fn given<'i, 'a>(
+    inputs: &'i [Input<'a>],
+    signature: &'i Signature,
+    defaults: &'i [TensorSpec],
+) -> impl Iterator<Item = (&'i Input<'a>, &'i TensorSpec)> {
+    let required = signature.inputs.len();
+    let all = inputs.iter().zip(signature.inputs.iter().chain(defaults)).enumerate();
+    all.filter(move |(place, (input, _))| *place < required || !input.is_absent())
+        .map(|(_, pair)| pair)
+}
+
+/// Inputs that have a value of their own, and may be given another.
+fn defaults(session: &Session) -> Vec<TensorSpec> {
+    let initializers = session.overridable_initializers();
+    let specs = initializers.iter().map(|of| tensor::spec_of(of.name(), of.dtype()));
+    specs.flatten().collect()
+}
+
+fn run_by_name<'i, 'a: 'i>(
+    allocator: &Allocator,
+    session: &mut Session,
+    signature: &Signature,
+    options: &RunOptions,
+    given: impl Iterator<Item = (&'i Input<'a>, &'i TensorSpec)>,
+) -> Result<Vec<Output>, EngineError> {
+    let named = given
+        .map(|(input, spec)| {
+            let value = value(allocator, element_type(spec.datatype), input)?;
+            Ok((spec.name.as_str(), SessionInputValue::from(value)))
+        })
+        .collect::<ort::Result<Vec<_>>>()
+        .map_err(|error| engine_error(&error))?;
+    let outputs = session.run_with_options(named, options);
+    tensor::outputs(signature, outputs.map_err(|error| engine_error(&error))?)
 }
 
 fn run_on_host(

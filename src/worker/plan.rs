@@ -101,6 +101,8 @@ pub enum Next {
     HoldBack(Box<Parcel>, Fate),
     /// Back to the queue, but not before the next wait is over.
     RetryAfter(Backoff, Box<Envelope>),
+    /// The same, for a job that only another worker can do.
+    GiveBackAfter(Backoff, Box<Envelope>),
     Settled,
 }
 
@@ -119,6 +121,11 @@ impl Plan {
         let Answer { mut envelope, outcome } = answer;
         if !envelope.receipt.is_current() {
             return self.stale();
+        }
+        if let Outcome::Failure(JobError::VersionElsewhere { .. }) = outcome {
+            // Brokers before RabbitMQ 4.3 count such returns as well, so that the pauses grow; of others they have to be long.
+            let returns = envelope.delivery_count.max(ELSEWHERE_RETURNS_MIN);
+            return Next::GiveBackAfter(Backoff::after(returns, ELSEWHERE_WAIT_MAX), envelope);
         }
         let outcome = match outcome {
             Outcome::Failure(error) => Outcome::Failure(self.final_error(error, &envelope)),
@@ -340,6 +347,10 @@ fn queue(parcel: &Parcel) -> String {
 
 /// The waits grow with the deliveries that the broker counted: some twelve seconds in all for ten, on average.
 const UNAVAILABLE_WAIT_MAX: Duration = Duration::from_secs(5);
+/// With ten deliveries the job waits for some three minutes, on average.
+const ELSEWHERE_WAIT_MAX: Duration = Duration::from_secs(60);
+/// The first pause is up to 1.6 s: a job that comes back at once would keep the worker busy.
+const ELSEWHERE_RETURNS_MIN: u64 = 4;
 
 #[cfg(test)]
 mod tests;

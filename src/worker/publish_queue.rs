@@ -48,12 +48,13 @@ pub(super) struct PublishQueue {
 
 /// Jobs that go back to their queues, each in its time; all at once when the worker stops.
 #[derive(Default)]
-pub(super) struct DelayedRequeues(pub DelayQueue<Box<Envelope>>);
+pub(super) struct DelayedRequeues(pub DelayQueue<(Box<Envelope>, Verdict)>);
 
 impl DelayedRequeues {
     pub fn end(&mut self) {
         while let Some(key) = self.0.peek() {
-            self.0.remove(&key).into_inner().settle(Verdict::Retry);
+            let (envelope, verdict) = self.0.remove(&key).into_inner();
+            envelope.settle(verdict);
         }
     }
 }
@@ -127,7 +128,12 @@ impl PublishQueue {
                 self.hold(parcel, Some(fate), plan);
             }
             Next::RetryAfter(mut backoff, envelope) => {
-                self.delayed.0.insert(envelope, backoff.next(fastrand::f64()));
+                let wait = backoff.next(fastrand::f64());
+                self.delayed.0.insert((envelope, Verdict::Retry), wait);
+            }
+            Next::GiveBackAfter(mut backoff, envelope) => {
+                let wait = backoff.next(fastrand::f64());
+                self.delayed.0.insert((envelope, Verdict::GiveBack), wait);
             }
             Next::Settled => {}
         }
@@ -334,11 +340,11 @@ mod tests {
         let mut resting = DelayedRequeues::default();
         for wait in [0, 60_000, 120_000] {
             let envelope = jobs.envelope(BasicProperties::default(), Bytes::new());
-            resting.0.insert(envelope, Duration::from_millis(wait));
+            resting.0.insert((envelope, Verdict::Retry), Duration::from_millis(wait));
         }
 
-        let first = resting.0.next().await.unwrap().into_inner();
-        first.settle(Verdict::Retry);
+        let (first, verdict) = resting.0.next().await.unwrap().into_inner();
+        first.settle(verdict);
         let in_time = jobs.verdicts();
         drop(resting);
 

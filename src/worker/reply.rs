@@ -16,7 +16,6 @@ use super::plan::{Next, Parcel, Parcels, Plan};
 use super::publish_queue::PublishQueue;
 use super::refusing::Destination;
 use super::row_headers::RowHeaders;
-use super::settle::Verdict;
 use super::trial::Trial;
 use crate::broker::backoff::Patience;
 use crate::broker::connection::Connected;
@@ -210,7 +209,8 @@ impl Reply {
                     None
                 }
                 Some(rested) = desk.delayed.0.next(), if !desk.delayed.0.is_empty() => {
-                    rested.into_inner().settle(Verdict::Retry);
+                    let (envelope, verdict) = rested.into_inner();
+                    envelope.settle(verdict);
                     None
                 }
                 // Otherwise the first answers after a pause would go out on a dead channel, and their jobs back.

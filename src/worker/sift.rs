@@ -183,7 +183,7 @@ mod tests {
         };
         match plan.start(answer) {
             Next::Publish(parcel, _) => parcel,
-            Next::HoldBack(..) | Next::RetryAfter(..) | Next::Settled => panic!("no reply"),
+            Next::HoldBack(..) | Next::RetryAfter(..) | Next::GiveBackAfter(..) | Next::Settled => panic!("no reply"),
         }
     }
 

@@ -51,6 +51,7 @@ impl Jobs {
             model: "pair".into(),
             version: "1".to_owned(),
             signature,
+            defaults: Vec::new(),
             rows: batched(),
             rows_max: 4,
             engines: 1,
@@ -85,6 +86,7 @@ impl Jobs {
             id: Some(id.to_string()),
             rows: inputs[0].shape[0],
             inputs,
+            given: Vec::new(),
             outputs: (0..self.lane.signature.outputs.len())
                 .map(|index| WantedOutput { index, binary: true })
                 .collect(),
@@ -119,6 +121,7 @@ impl Jobs {
             name: "pair".into(),
             lanes: [(1, (self.lane.clone(), jobs))].into(),
             default_version: 1,
+            left_out: Vec::new(),
             metrics: self.metrics.model("pair").into(),
             traces: None,
         };

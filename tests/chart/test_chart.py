@@ -375,8 +375,13 @@ def test_a_pool_on_a_gpu_gets_the_gpu_and_its_image():
     [
         (["digits"], {"queueName": "inferq.digits"}),
         (["digits", "a.b"], {"queueName": r"(?-i)^inferq\.(digits|a\.b)$", "useRegex": "true", "operation": "sum", "pageSize": "2"}),
+        (["ResNet50"], {"queueName": "inferq.ResNet50"}),
+        (
+            ["Digits", "digits"],
+            {"queueName": r"(?-i)^inferq\.(Digits|digits)$", "useRegex": "true", "operation": "sum", "pageSize": "2"},
+        ),
     ],
-    ids=["one", "several"],
+    ids=["one", "several", "capitals", "case"],
 )
 def test_keda_sees_ready_and_unacked_jobs_of_every_model_as_one_number(models, asked):
     spec = one(render(merged(KEDA, merged(scaled("keda"), pool(models=models)))), "ScaledObject")["spec"]
@@ -767,7 +772,7 @@ SCHEMA_FAULTS = [
     at("telemetry.host", "localhost"),
     at("pools.Default", {"models": ["digits"]}),
     at("pools.default.replica", 2),
-    at("pools.default.models", ["Digits"]),
+    at("pools.default.models", ["digits.dead"]),
     at("pools.default.models", "digits"),
     at("pools.default.device", "cuda:0"),
     at("pools.default.drainTimeoutSeconds", -1),

@@ -29,6 +29,7 @@ mod poison;
 mod predict;
 mod producers;
 mod readme;
+mod repository;
 mod scaling;
 mod security;
 mod startup;

@@ -6,6 +6,7 @@ use std::path::Path;
 use ndarray::{ArrayD, Axis, Slice};
 use ndarray_npy::{NpzReader, ReadNpyExt, ReadableElement};
 
+use crate::support::onnx::Onnx;
 use crate::support::{Element, Request, Scene, Tensor, models, root, test_models};
 
 /// What the framework recorded beside the model: see `tests/models/make.py`.
@@ -268,4 +269,70 @@ async fn the_reference_model_answers_with_probabilities() {
         let sum: f64 = row.iter().sum();
         assert!((sum - 1.0).abs() < 1e-5, "probabilities that add up to {sum}");
     }
+}
+
+#[tokio::test]
+async fn an_input_with_a_value_of_its_own_may_be_given_another() {
+    let scene = Scene::new();
+    let repository = tempfile::tempdir().expect("a temporary folder");
+    let model = Onnx::default()
+        .input("x", &["n", "2"])
+        .default_input("k", &[2.0, 3.0])
+        .node("Mul", &["x", "k"], "y")
+        .output("y", &["n", "2"]);
+    std::fs::create_dir_all(repository.path().join("scale/1")).expect("a folder");
+    std::fs::write(repository.path().join("scale/1/model.onnx"), model.file()).expect("a file");
+    let mut producer = scene.producer().await;
+    let x = |number: f32| Tensor::fp32("x", &[[number, 1.0]]);
+    let k = |number: f64| Tensor::new("k", "FP32", &[2], vec![Element::Float(number), Element::Float(7.0)]);
+    scene
+        .worker("scale")
+        .repository(repository.path())
+        .start()
+        .await
+        .drain()
+        .await;
+
+    // Usual jobs and others are in the queue together when the worker comes.
+    let jobs = (0..40_u8).map(|number| {
+        let number = f32::from(number);
+        let inputs = if number % 3.0 == 0.0 {
+            vec![k(f64::from(number)), x(number)]
+        } else {
+            vec![x(number)]
+        };
+        let body = Request::new(inputs).msgpack();
+        scene.job("scale", body).correlation_id(&number.to_string())
+    });
+    let ids = producer.send_all(jobs).await;
+    let _worker = scene.worker("scale").repository(repository.path()).start().await;
+    let replies = producer.replies(&ids).await;
+    let wrong = Tensor::new("k", "FP32", &[1], vec![Element::Float(1.0)]);
+    let misshapen = producer
+        .call(scene.job("scale", Request::new([x(1.0), wrong]).msgpack()))
+        .await;
+    let alone = producer
+        .call(scene.job("scale", Request::new([k(1.0)]).msgpack()))
+        .await;
+
+    for (number, id) in (0..40_u8).zip(&ids) {
+        let number = f64::from(number);
+        let given = number % 3.0 == 0.0;
+        let expected = if given {
+            [number * number, 7.0]
+        } else {
+            [number * 2.0, 3.0]
+        };
+        let reply = &replies[id][0];
+        assert_eq!(reply.response().output("y").floats(), expected, "{id}");
+        let rows = if given { "unknown" } else { "independent" };
+        assert_eq!(reply.header("inferq-rows").as_deref(), Some(rows), "{id}");
+    }
+    let sentence = misshapen.error("INVALID_ARGUMENT");
+    assert!(sentence.contains("`k`") && sentence.contains("[2]"), "{sentence}");
+    let sentence = alone.error("INVALID_ARGUMENT");
+    assert!(
+        sentence.contains("`x FP32 [n,2]`, and if given `k FP32 [2]`"),
+        "{sentence}"
+    );
 }

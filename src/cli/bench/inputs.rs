@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::cli::bench::local::{Expected, Local, LocalError};
-use crate::cli::bench::shapes::{self, AnyCase, ForInput, InputShape, RowShape};
+use crate::cli::bench::shapes::{self, AnyCase, ForInput, RowShape};
 use crate::cli::predict::rows::{Input, InputError, Reading};
 use crate::wire::Encoded;
 use crate::wire::request::{RequestEncoding, encode_request};
@@ -50,8 +50,12 @@ impl Wanted<'_> {
     /// # Errors
     /// The file has too few rows, or cannot be read; a job would be too big; or the model cannot be run on it.
     pub fn bodies(&self, local: Option<&mut Local>, check: bool) -> Result<(usize, Vec<Body>), InputsError> {
-        let fixed = local.as_deref().and_then(|local| shapes::fixed_rows(local.signature()));
+        let made_up = local.as_deref().filter(|_| self.shapes.is_empty());
+        let fixed = made_up.and_then(|local| shapes::fixed_rows(local.signature()));
         let rows = self.rows.or(fixed).unwrap_or(1);
+        if let Some(fixed) = fixed.filter(|fixed| *fixed != rows && self.input.is_none()) {
+            return Err(InputsError::Fixed { rows, fixed });
+        }
         let jobs = match self.input {
             Some(path) => self.read(path, rows)?,
             None => self.make_up(local.as_deref(), rows)?,
@@ -69,12 +73,15 @@ impl Wanted<'_> {
     }
 
     fn make_up(&self, local: Option<&Local>, rows: usize) -> Result<Vec<Vec<Tensor>>, InputsError> {
-        let of_model = || local.map(|local| shapes::of_signature(local.signature()));
-        let inputs = shapes::of_flags(self.shapes, self.datatypes).or_else(of_model);
+        let by_both = local.and_then(|local| shapes::of_both(local.signature(), self.shapes, self.datatypes));
+        let inputs = by_both.or_else(|| shapes::of_flags(self.shapes, self.datatypes));
         let inputs = inputs.unwrap_or_default();
-        let row_bytes: usize = inputs.iter().map(InputShape::row_bytes).sum();
-        let job_bytes = row_bytes.saturating_mul(rows);
+        let job_bytes = inputs
+            .iter()
+            .map(|input| input.bytes(rows))
+            .fold(0, usize::saturating_add);
         if job_bytes > JOB_BYTES_MAX {
+            let row_bytes = job_bytes / rows.max(1);
             return Err(InputsError::TooBig { rows, row_bytes });
         }
         let mut random = fastrand::Rng::with_seed(self.seed);
@@ -120,6 +127,8 @@ pub enum InputsError {
     Input(#[from] InputError),
     #[error("{} has fewer than the {rows} rows of one job: lower --rows", path.display())]
     TooFewRows { path: PathBuf, rows: usize },
+    #[error("--rows is {rows}, and the model takes {fixed} at a time: leave --rows out")]
+    Fixed { rows: usize, fixed: usize },
     #[error("a job of {rows} rows of {row_bytes} bytes is more than RabbitMQ takes: lower --rows or --shape")]
     TooBig { rows: usize, row_bytes: usize },
 }

@@ -33,8 +33,8 @@ impl Local {
     /// # Errors
     /// The repository has no such model or version, or it cannot be loaded.
     pub fn load(runtime: &Runtime, repository: &Path, model: &str, version: Option<u64>) -> Result<Self, LocalError> {
-        let models = scan(repository, &[model.to_owned()])?;
-        let files = models.first().and_then(|files| version_of(files, version));
+        let found = scan(repository, &[model.to_owned()])?.into_model(model)?;
+        let files = version_of(&found, version);
         let files = files.ok_or_else(|| LocalError::NoVersion {
             model: model.to_owned(),
             version: version.unwrap_or_default(),

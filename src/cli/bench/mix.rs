@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use crate::model::repository::is_name;
+use crate::model::repository::{NAME_ALLOWED, is_name};
 
 /// A model and how often it comes, beside the others.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,10 +17,7 @@ impl FromStr for Share {
     fn from_str(text: &str) -> Result<Self, String> {
         let (model, weight) = text.split_once('=').unwrap_or((text, "1"));
         if !is_name(model) {
-            return Err(format!(
-                "`{model}` is no model's name: allowed are up to 64 of a-z, 0-9, dot, underscore and hyphen, beginning with \
-                 a letter or digit"
-            ));
+            return Err(format!("`{model}` is no model's name: allowed are {NAME_ALLOWED}"));
         }
         match weight.parse() {
             Ok(weight) if (1..=WEIGHT_MAX).contains(&weight) => Ok(Self {
@@ -101,7 +98,7 @@ mod tests {
         );
         for (text, named) in [
             ("", "``"),
-            ("A", "`A`"),
+            ("a b", "`a b`"),
             ("a=0", "`0`"),
             ("a=1.5", "`1.5`"),
             ("a=1001", "`1001`"),

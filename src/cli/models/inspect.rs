@@ -1,5 +1,7 @@
 //! `inferq models inspect`.
 
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -9,9 +11,8 @@ use super::{Load, Loaded, ModelsError, joined, version_of};
 use crate::model::batching::{self, Batching};
 use crate::model::digest::Digest;
 use crate::model::golden::Golden;
-use crate::model::proof::ProofError;
+use crate::model::proof::{ProofError, seen_in_graph};
 use crate::model::repository::ModelFiles;
-use crate::model::rows;
 use crate::model::settings::Settings;
 use crate::model::signature::{Dim, TensorSpec};
 
@@ -27,8 +28,14 @@ pub(super) struct Inspected {
     /// Whether `model.toml` states this digest; `None`: it states none.
     digest_stated: Option<bool>,
     inputs: Vec<InspectedTensor>,
+    /// Inputs with a value of their own, which a job may leave out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    inputs_with_defaults: Vec<InspectedTensor>,
     outputs: Vec<InspectedTensor>,
     outputs_not_served: Vec<String>,
+    /// What in its graph belongs to training or draws random numbers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
     rows: ShownRows,
     batching: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -36,6 +43,12 @@ pub(super) struct Inspected {
     rows_max: Option<usize>,
     instances: Option<usize>,
     labels: Vec<String>,
+    /// Labels that Triton's `config.pbtxt` names, by output.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    output_labels: BTreeMap<String, Vec<String>>,
+    /// What `config.pbtxt` says without effect.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    config_not_honoured: Vec<String>,
     golden: Option<PathBuf>,
 }
 
@@ -80,15 +93,10 @@ pub(super) fn inspect(model: &ModelFiles, version: Option<u64>, load: &mut Load<
         .map(Golden::read)
         .transpose()
         .map_err(ProofError::from)?;
-    let Settings {
-        batching,
-        rows_max,
-        instances,
-        labels,
-        ..
-    } = &model.settings;
-    let proof = rows::prove(&files.onnx);
-    let rows = batching::decide(engine.as_mut(), &proof, *batching, golden.as_ref()).map_err(ProofError::from)?;
+    let Settings { instances, labels, .. } = &model.settings;
+    let (proof, warnings) = seen_in_graph(&files.onnx);
+    let rows =
+        batching::decide(engine.as_mut(), &proof, model.settings.wish(), golden.as_ref()).map_err(ProofError::from)?;
     let signature = engine.signature();
     Ok(Inspected {
         name: model.name.clone(),
@@ -101,16 +109,33 @@ pub(super) fn inspect(model: &ModelFiles, version: Option<u64>, load: &mut Load<
         digest: digest.to_string(),
         digest_stated: files.digest.map(|stated| stated == digest),
         inputs: signature.inputs.iter().map(InspectedTensor::of).collect(),
+        inputs_with_defaults: engine.defaults().iter().map(InspectedTensor::of).collect(),
         outputs: signature.outputs.iter().map(InspectedTensor::of).collect(),
         outputs_not_served: unserved,
+        warnings,
         rows: ShownRows::of(&rows, signature),
         batching: rows.batching == Batching::Rows,
         batching_off_because: off_because(rows.batching),
-        rows_max: rows_max.map(Into::into),
+        rows_max: rows_max(&model.settings),
         instances: instances.map(Into::into),
         labels: labels.clone(),
+        output_labels: output_labels(model),
+        config_not_honoured: model.triton.not_honoured(),
         golden: files.golden.clone(),
     })
+}
+
+/// Rows that the model's own files allow a run at the most.
+fn rows_max(settings: &Settings) -> Option<usize> {
+    let bound = settings.max_batch_size.and_then(NonZeroUsize::new);
+    let stated = settings.rows_max.or(bound)?;
+    Some(settings.rows_max(stated).get())
+}
+
+fn output_labels(model: &ModelFiles) -> BTreeMap<String, Vec<String>> {
+    let read = model.triton.labels.iter();
+    read.filter_map(|of| Some((of.output.clone(), of.labels.as_ref().ok()?.clone())))
+        .collect()
 }
 
 pub(super) fn text(model: &Inspected) -> String {
@@ -132,11 +157,17 @@ pub(super) fn text(model: &Inspected) -> String {
     for input in &model.inputs {
         line("input", input.text.clone());
     }
+    for input in &model.inputs_with_defaults {
+        line("input", format!("{} (may be left out)", input.text));
+    }
     for output in &model.outputs {
         line("output", output.text.clone());
     }
     for output in &model.outputs_not_served {
         line("not served", output.clone());
+    }
+    for warning in &model.warnings {
+        line("warning", warning.clone());
     }
     line("rows", model.rows.to_string());
     line(
@@ -152,6 +183,9 @@ pub(super) fn text(model: &Inspected) -> String {
     line("rows_max", configured(model.rows_max));
     line("instances", configured(model.instances));
     line("labels", or_none(model.labels.join(", ")));
+    for not_honoured in &model.config_not_honoured {
+        line("config", not_honoured.clone());
+    }
     let golden = model.golden.as_ref();
     line(
         "golden",

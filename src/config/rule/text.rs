@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 use super::{Refusal, Rule, text_of};
 use crate::config::uri::{BrokerUri, UriError};
 use crate::config::values::{Choice, Device};
-use crate::model::repository::is_name;
+use crate::model::repository::{NAME_ALLOWED, is_name};
 
 /// One of a few words.
 pub(in crate::config) struct OneOf<T: 'static>(pub &'static [T]);
@@ -128,8 +128,7 @@ impl Rule for ModelNames {
     type Checked = Vec<String>;
 
     fn allowed(&self) -> String {
-        "a list of model names, each once: up to 64 of a-z, 0-9, dot, underscore and hyphen, beginning with a letter or digit"
-            .to_owned()
+        format!("a list of model names, each once: {NAME_ALLOWED}")
     }
 
     fn check(&self, given: &ValueKind) -> Result<Vec<String>, Refusal> {

@@ -63,6 +63,20 @@ pub fn decode(file: impl Read + Seek) -> Result<ModelProto, OnnxErrorKind> {
     Ok(model)
 }
 
+impl ModelProto {
+    /// The first input, of those without a value of their own, that is a tensor of no declared shape.
+    pub fn unshaped_input(&self) -> Option<&str> {
+        let graph = self.graph.as_ref()?;
+        let has_value = |name: &str| graph.initializer.iter().any(|tensor| tensor.name() == name);
+        let is_unshaped = |input: &&ValueInfoProto| match input.r#type.as_ref().and_then(|of| of.value.as_ref()) {
+            Some(type_proto::Value::TensorType(tensor)) => tensor.shape.is_none(),
+            _ => false,
+        };
+        let mut unshaped = graph.input.iter().filter(is_unshaped).map(ValueInfoProto::name);
+        unshaped.find(|name| !has_value(name))
+    }
+}
+
 /// Newest version of ONNX's intermediate representation whose fields are all known.
 pub const IR_VERSION_MAX: i64 = Version::IrVersion as i64;
 

@@ -10,7 +10,7 @@ mod op;
 mod rules;
 mod size;
 #[cfg(test)]
-mod testing;
+pub(in crate::model) mod testing;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -18,7 +18,7 @@ mod walk;
 
 use std::path::Path;
 
-use super::onnx::{self, ModelProto};
+use super::onnx::{self, ModelProto, OnnxError};
 use crate::error::chain;
 use crate::wire::rows::RowRelation;
 
@@ -28,12 +28,7 @@ use crate::wire::rows::RowRelation;
 pub fn prove(path: &Path) -> RowsProof {
     match onnx::read(path) {
         Ok(model) => prove_model(&model),
-        Err(error) => RowsProof {
-            verdict: RowsVerdict::Unknown {
-                reason: format!("its graph cannot be read: {}", chain(&error.kind)),
-            },
-            outputs: Vec::new(),
-        },
+        Err(error) => RowsProof::unreadable(&error),
     }
 }
 
@@ -51,6 +46,16 @@ pub struct RowsProof {
 }
 
 impl RowsProof {
+    /// What is known of a model whose graph cannot be read: nothing.
+    pub fn unreadable(error: &OnnxError) -> Self {
+        Self {
+            verdict: RowsVerdict::Unknown {
+                reason: format!("its graph cannot be read: {}", chain(&error.kind)),
+            },
+            outputs: Vec::new(),
+        }
+    }
+
     /// Whether the first axis of this output counts the rows.
     pub fn is_row_output(&self, name: &str) -> bool {
         self.outputs.iter().any(|(output, is_rows)| output == name && *is_rows)

@@ -20,7 +20,7 @@ use crate::model::onnx::{
 /// output y
 /// ```
 /// A node is named by its first output and its operator, such as `y_Split`.
-pub(super) fn graph(text: &str, bodies: &[(&str, GraphProto)]) -> GraphProto {
+pub(in crate::model) fn graph(text: &str, bodies: &[(&str, GraphProto)]) -> GraphProto {
     let mut graph = GraphProto::default();
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
         let (word, rest) = line.split_once(' ').unwrap();
@@ -41,7 +41,7 @@ pub(super) fn model(text: &str) -> ModelProto {
     model_of(graph(text, &[]), 17)
 }
 
-pub(super) fn model_of(graph: GraphProto, opset: i64) -> ModelProto {
+pub(in crate::model) fn model_of(graph: GraphProto, opset: i64) -> ModelProto {
     let import = |domain: &str, version| OperatorSetIdProto {
         domain: Some(domain.to_owned()),
         version: Some(version),

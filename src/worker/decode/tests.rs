@@ -674,3 +674,43 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn inputs_with_a_value_of_their_own_may_be_left_out() {
+    let mut jobs = Jobs::new();
+    jobs.lane_mut().defaults = vec![spec("k", Datatype::Fp32, &["1"]), spec("b", Datatype::Fp32, &["1"])];
+    let input = |name: &str, shape: &str, data: &str| {
+        format!(r#"{{"name":"{name}","datatype":"FP32","shape":{shape},"data":{data}}}"#)
+    };
+    let body = |inputs: &[String]| format!(r#"{{"inputs":[{}]}}"#, inputs.join(","));
+    let (x, b) = (input("x", "[3,2]", "[1,2,3,4,5,6]"), input("b", "[1]", "[7]"));
+
+    let usual = decode_body(&jobs, &body(std::slice::from_ref(&x)));
+    let other = decode_body(&jobs, &body(&[b.clone(), x]));
+
+    assert!(usual.given.is_empty());
+    assert_eq!((other.rows, other.inputs.len(), other.given.len()), (3, 1, 2));
+    assert!(other.given[0].is_none() && other.given[1].as_ref().is_some_and(|tensor| tensor.name == "b"));
+    assert!(usual.stacks_with(&usual) && !usual.stacks_with(&other) && !other.stacks_with(&other));
+    let refused = refusal(&jobs, &body(&[b.clone(), b]));
+    assert!(refused.contains("came twice"), "{refused}");
+}
+
+#[test]
+fn a_version_that_only_this_worker_lacks_is_no_fault_of_the_job() {
+    let jobs = Jobs::new();
+    let (mut served, _lane) = jobs.served();
+    served.left_out = vec![3];
+    let pinned = |version: &str| {
+        let properties = json(headers([("inferq-model-version", text(version))]));
+        match decode(jobs.delivery(properties, ONE_ROW.into()), &served, &LIMITS) {
+            Err(answer) => answer.outcome.status(),
+            Ok(_) => Status::Ok,
+        }
+    };
+
+    assert_eq!(
+        ["1", "3", "4"].map(pinned),
+        [Status::Ok, Status::Unavailable, Status::NotFound]
+    );
+}

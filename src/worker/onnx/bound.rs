@@ -16,7 +16,7 @@ use ort::session::{IoBinding, RunOptions, Session};
 
 use super::failure::engine_error;
 use super::tensor::{Staged, element_type, outputs, value};
-use crate::model::signature::Signature;
+use crate::model::signature::{Signature, TensorSpec};
 use crate::wire::tensor::Datatype;
 use crate::worker::infer::{EngineError, Input, Output};
 
@@ -51,12 +51,12 @@ impl Bound {
     }
 
     /// As [`crate::worker::infer::Engine::run`].
-    pub fn run(
+    pub fn run<'i, 'a: 'i>(
         &mut self,
         session: &mut Session,
         signature: &Signature,
         options: &RunOptions,
-        inputs: &[Input<'_>],
+        inputs: impl Iterator<Item = (&'i Input<'a>, &'i TensorSpec)>,
     ) -> Result<Vec<Output>, EngineError> {
         let bound = self.bind(signature, inputs);
         let ran = bound.and_then(|()| session.run_binding_with_options(&self.binding, options));
@@ -69,8 +69,12 @@ impl Bound {
         ran
     }
 
-    fn bind(&mut self, signature: &Signature, inputs: &[Input<'_>]) -> ort::Result<()> {
-        for (input, spec) in inputs.iter().zip(&signature.inputs) {
+    fn bind<'i, 'a: 'i>(
+        &mut self,
+        signature: &Signature,
+        inputs: impl Iterator<Item = (&'i Input<'a>, &'i TensorSpec)>,
+    ) -> ort::Result<()> {
+        for (input, spec) in inputs {
             let tensor = value(&self.allocator, element_type(spec.datatype), input)?;
             if spec.datatype == Datatype::Bytes {
                 self.binding.bind_input(&spec.name, &tensor)?;
@@ -143,7 +147,12 @@ mod tests {
         for rows in [1, 3, 64, 0, 2, 64] {
             let values: Vec<f32> = (0..rows * 4).map(|value| (value + rows) as f32).collect();
             let data = f32_bytes(values.iter().copied());
-            let outputs = bound.run(&mut session, &signature, &options, &[input(&[rows, 4], &data)]);
+            let outputs = bound.run(
+                &mut session,
+                &signature,
+                &options,
+                [(&input(&[rows, 4], &data), &signature.inputs[0])].into_iter(),
+            );
             kept.push((values, outputs.unwrap()));
         }
 
@@ -168,7 +177,8 @@ mod tests {
             parts: vec![&data],
         }];
 
-        let outputs = bound.run(&mut session, &signature, &options, &inputs).unwrap();
+        let given = inputs.iter().zip(&signature.inputs);
+        let outputs = bound.run(&mut session, &signature, &options, given).unwrap();
 
         assert_eq!(outputs[0].bytes(), data);
     }

@@ -158,11 +158,16 @@ impl AsRef<[u8]> for RuntimeBytes {
 }
 
 pub fn spec(outlet: &Outlet) -> Option<TensorSpec> {
+    spec_of(outlet.name(), outlet.dtype())
+}
+
+/// As [`spec`], of something by its name and type.
+pub fn spec_of(name: &str, dtype: &ValueType) -> Option<TensorSpec> {
     let ValueType::Tensor {
         ty,
         shape,
         dimension_symbols,
-    } = outlet.dtype()
+    } = dtype
     else {
         return None;
     };
@@ -171,7 +176,7 @@ pub fn spec(outlet: &Outlet) -> Option<TensorSpec> {
         Err(_) => Dim::Dynamic(dimension_symbols.get(axis).cloned().unwrap_or_default()),
     };
     Some(TensorSpec {
-        name: outlet.name().to_owned(),
+        name: name.to_owned(),
         datatype: datatype(*ty)?,
         shape: shape.iter().enumerate().map(|(axis, &size)| dim(axis, size)).collect(),
     })

@@ -50,6 +50,10 @@ impl Desk {
                     envelope.settle(Verdict::Retry);
                     break;
                 }
+                Next::GiveBackAfter(_, envelope) => {
+                    envelope.settle(Verdict::GiveBack);
+                    break;
+                }
                 Next::Settled => break,
             };
         }
@@ -338,4 +342,24 @@ fn a_job_that_found_no_memory_rests_the_longer_the_more_often_it_came_and_never_
     });
 
     assert_eq!(waits, [100, 200, 400, 3200, 5000, 5000]);
+}
+
+#[test]
+fn a_job_for_a_version_of_others_rests_and_is_given_back() {
+    let desk = Desk::new(Unroutable::DeadLetter);
+
+    let waits = [0, 1, 9, u64::MAX].map(|deliveries| {
+        let elsewhere = JobError::VersionElsewhere {
+            model: "m".to_owned(),
+            version: "3".to_owned(),
+        };
+        let mut answer = desk.answer(Some("replies"), failed(elsewhere));
+        answer.envelope.delivery_count = deliveries;
+        match desk.plan.start(answer) {
+            Next::GiveBackAfter(mut backoff, _) => backoff.next(1.0).as_millis(),
+            _ => panic!("it does not rest"),
+        }
+    });
+
+    assert_eq!(waits, [1600, 1600, 51_200, 60_000]);
 }

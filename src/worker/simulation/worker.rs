@@ -89,6 +89,7 @@ impl Worker {
             model: MODEL.into(),
             version: "1".to_owned(),
             signature: engine.signature().clone(),
+            defaults: Vec::new(),
             rows: Arc::new(LaneRows::new(&Batching::Rows, RowHeaders::independent())),
             rows_max: setting.rows_max,
             engines: 1,
@@ -107,6 +108,7 @@ impl Worker {
                 name: MODEL.into(),
                 lanes: [(1, (lane.clone(), jobs))].into(),
                 default_version: 1,
+                left_out: Vec::new(),
                 metrics: metrics.model(MODEL).into(),
                 traces: None,
             },
@@ -410,6 +412,7 @@ impl Worker {
             Next::HoldBack(parcel, fate) => self.hold(parcel, Some(fate), world),
             // The pause says when, not what: here the job goes back at once.
             Next::RetryAfter(_, envelope) => envelope.settle(Verdict::Retry),
+            Next::GiveBackAfter(_, envelope) => envelope.settle(Verdict::GiveBack),
             Next::Settled => {}
         }
     }

@@ -14,6 +14,7 @@ pub mod frames;
 pub mod link;
 pub mod management;
 pub mod metrics;
+pub mod onnx;
 pub mod producer;
 pub mod prometheus;
 pub mod scene;
