@@ -340,7 +340,9 @@ mod tests {
         let mut resting = DelayedRequeues::default();
         for wait in [0, 60_000, 120_000] {
             let envelope = jobs.envelope(BasicProperties::default(), Bytes::new());
-            resting.0.insert((envelope, Verdict::Retry), Duration::from_millis(wait));
+            resting
+                .0
+                .insert((envelope, Verdict::Retry), Duration::from_millis(wait));
         }
 
         let (first, verdict) = resting.0.next().await.unwrap().into_inner();

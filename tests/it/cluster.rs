@@ -57,6 +57,15 @@ fn addresses(cluster: &Cluster) -> String {
     uris.collect::<Vec<_>>().join(",")
 }
 
+fn worker_addresses(cluster: &Cluster) -> String {
+    cluster
+        .nodes
+        .iter()
+        .map(|node| as_worker(node.uri()))
+        .collect::<Vec<_>>()
+        .join(",")
+}
+
 async fn value(worker: &Worker, name: &str) -> f64 {
     worker.metrics().await.sum(name).unwrap_or_default()
 }
@@ -173,11 +182,11 @@ async fn leaders_that_are_killed_lose_nothing() {
             let leader = cluster.leader(&queue).await;
             eprintln!("cluster: round {round}, leader of {queue}: node {leader}");
             cluster.nodes[leader].kill();
-            traffic.all_workers_answer(leader).await;
+            traffic.all_workers_answer().await;
             traffic.send_bad(&cluster, number + 1).await;
             cluster.nodes[leader].start_again();
             cluster.all_running();
-            traffic.all_workers_answer(9).await;
+            traffic.all_workers_answer().await;
         }
     }
 
@@ -191,10 +200,10 @@ async fn nodes_that_restart_in_turn_cost_no_answer() {
 
     for number in [1, 2, 0] {
         cluster.nodes[number].stop();
-        traffic.all_workers_answer(number).await;
+        traffic.all_workers_answer().await;
         cluster.nodes[number].start_again();
         cluster.all_running();
-        traffic.all_workers_answer(9).await;
+        traffic.all_workers_answer().await;
     }
 
     traffic.finish().await;
@@ -208,10 +217,10 @@ async fn a_node_that_hangs_loses_nothing() {
     declare(&cluster.nodes[2], &traffic.scene.queue("elsewhere"), "quorum").await;
 
     cluster.nodes[2].freeze();
-    traffic.all_workers_answer(2).await;
+    traffic.all_workers_answer().await;
     cluster.nodes[2].thaw();
     cluster.all_running();
-    traffic.all_workers_answer(9).await;
+    traffic.all_workers_answer().await;
     let leader = cluster.leader(&replies).await;
 
     assert!(leader < 3);
@@ -221,7 +230,7 @@ async fn a_node_that_hangs_loses_nothing() {
 /// Jobs, replies and bad jobs on their way, with a ledger that counts them.
 struct Traffic {
     scene: Scene,
-    workers: Vec<(usize, Worker)>,
+    workers: Vec<Worker>,
     ledger: Arc<Ledger>,
     producing: CancellationToken,
     collecting: CancellationToken,
@@ -231,16 +240,16 @@ struct Traffic {
 }
 
 impl Traffic {
-    /// Two workers, at the nodes 0 and 1; producer and collectors at any; quorum queues that node 2 leads at first.
+    /// Two workers, a producer and collectors, each at any node; quorum queues that node 2 leads at first.
     async fn start(cluster: &Cluster) -> Self {
         let scene = Scene::at(cluster.nodes[0].uri());
         let replies = scene.queue("replies");
         declare(&cluster.nodes[2], &replies, "quorum").await;
         at_node(&scene, &cluster.nodes[2]).start().await.drain().await;
         let mut workers = Vec::new();
-        for number in [0, 1] {
-            let worker = at_node(&scene, &cluster.nodes[number]).start().await;
-            workers.push((number, worker));
+        for _ in 0..2 {
+            let worker = at_node(&scene, &cluster.nodes[0]).env("INFERQ_BROKER__URI", worker_addresses(cluster));
+            workers.push(worker.start().await);
         }
         let address = Address {
             uri: addresses(cluster),
@@ -262,7 +271,7 @@ impl Traffic {
         let reading = collect(address.uri.clone(), replies, Kind::Replies, ledger.clone(), collecting);
         traffic.tasks.spawn(reading);
         traffic.tasks.spawn(produce(address, ledger, traffic.producing.clone()));
-        traffic.all_workers_answer(9).await;
+        traffic.all_workers_answer().await;
         traffic
     }
 
@@ -274,9 +283,9 @@ impl Traffic {
         ]
     }
 
-    /// Waits until each worker, but for one at the node `but`, has had more answers confirmed.
-    async fn all_workers_answer(&self, but: usize) {
-        for (_, worker) in self.workers.iter().filter(|(node, _)| *node != but) {
+    /// Waits until each worker has had more answers confirmed.
+    async fn all_workers_answer(&self) {
+        for worker in &self.workers {
             let before = value(worker, "inferq_replies_total").await;
             eventually("answers of each worker", || async {
                 (value(worker, "inferq_replies_total").await >= before + 50.0).then_some(())
@@ -304,7 +313,7 @@ impl Traffic {
             (self.ledger.under_way(None) == 0).then_some(())
         })
         .await;
-        for (_, worker) in &self.workers {
+        for worker in &self.workers {
             worker.ready_again().await;
             worker.drain().await;
         }
