@@ -103,8 +103,8 @@ impl FromStr for Datatype {
 /// The name is none of the protocol's datatypes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "is not a datatype{}; allowed are BOOL, UINT8/16/32/64, INT8/16/32/64, FP16, BF16, FP32, FP64 and BYTES",
-    .nearest.map(|nearest| format!(", write {nearest}")).unwrap_or_default()
+    "is not a datatype; allowed are BOOL, UINT8/16/32/64, INT8/16/32/64, FP16, BF16, FP32, FP64 and BYTES{}",
+    .nearest.map(|nearest| format!("; write {nearest}")).unwrap_or_default()
 )]
 pub struct UnknownDatatype {
     /// The one that a name of another system stands for.

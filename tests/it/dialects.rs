@@ -153,7 +153,7 @@ async fn the_datatype_of_a_messagepack_job_is_named_as_well() {
         .error("INVALID_ARGUMENT");
 
     assert!(
-        error.starts_with("inputs[0].datatype: `torch.float32` is not a datatype, write FP32"),
+        error.starts_with("inputs[0].datatype: `torch.float32` ") && error.ends_with("; write FP32"),
         "{error}"
     );
     worker.drain().await;
