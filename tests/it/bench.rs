@@ -10,7 +10,7 @@ use tokio::process::Child;
 use crate::support::command::{Ran, finish};
 use crate::support::link::ClosedPort;
 use crate::support::scene::as_producer;
-use crate::support::{Scene, eventually, test_models, within};
+use crate::support::{Request, Scene, Tensor, eventually, test_models, within};
 
 /// `inferq bench` as a producer's user, with the words of `line`.
 async fn bench(scene: &Scene, line: &str) -> Ran {
@@ -380,7 +380,7 @@ async fn jobs_whose_queue_goes_away_are_lost_or_unroutable_and_none_is_forgotten
 
     let child = start(
         &scene,
-        "--model affine --rate 40 --duration 20s --warm-up 0s --timeout-ms 500 --json",
+        "--model affine --rate 40 --duration 1h --warm-up 0s --timeout-ms 500 --json",
     );
     eventually("jobs to be answered", || async {
         (worker.metrics().await.sum("inferq_batches_total")? > 3.0).then_some(())
@@ -395,7 +395,20 @@ async fn jobs_whose_queue_goes_away_are_lost_or_unroutable_and_none_is_forgotten
     })
     .await;
     scene.delete_queue(&queue).await;
+    let producer = scene.producer().await;
+    for _ in 0..50 {
+        let body = Request::new([Tensor::fp32("x", &[[0.5; 4]])]).msgpack();
+        producer.try_send(scene.job("affine", body)).await;
+    }
+    // With a worker the queue is there again. When it has answered jobs of two seconds, the others are past their time.
+    let second = scene.worker("affine").start().await;
+    eventually("jobs to be answered again", || async {
+        (second.metrics().await.sum("inferq_replies_total")? > 80.0).then_some(())
+    })
+    .await;
+    interrupt(&child);
     let ran = finish(child).await;
+    second.drain().await;
 
     ran.failed();
     let report = ran.json();
