@@ -171,10 +171,7 @@ impl Attempt<'_> {
         BrokerError::Refused {
             address: self.address.clone(),
             who: who(self.uri, self.has_raw_at),
-            vhost: match self.uri.vhost.as_str() {
-                "" => "the empty virtual host, which a URI that ends in `/` names (`/` itself is no path at all, or `/%2f`)".to_owned(),
-                vhost => format!("virtual host `{vhost}`"),
-            },
+            vhost: self.uri.vhost.clone(),
             said,
         }
     }

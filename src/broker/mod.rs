@@ -49,11 +49,10 @@ pub enum BrokerError {
     TheirCertificate { address: String, problem: String },
     #[error("the broker at {address} wants another certificate in broker.client_certificate_file: {problem}")]
     OurCertificate { address: String, problem: String },
-    #[error("the broker at {address} refused {who} on {vhost}: {said}")]
+    #[error("the broker at {address} refused {who} on virtual host `{vhost}`{}: {said}", empty_vhost(.vhost))]
     Refused {
         address: String,
         who: String,
-        /// In words, since an empty one has to be explained.
         vhost: String,
         said: String,
     },
@@ -76,6 +75,15 @@ pub enum BrokerError {
     Lapin(#[from] lapin::Error),
     #[error("{0}")]
     Topology(topology::Mismatch),
+}
+
+/// Nobody who writes a slash at the end means a virtual host without a name.
+fn empty_vhost(vhost: &str) -> &'static str {
+    if vhost.is_empty() {
+        " (this is the empty virtual host, which a URI that ends in `/` names; `/` itself is no path at all, or `/%2f`)"
+    } else {
+        ""
+    }
 }
 
 /// Every failure once: nodes that are all down say the same.
