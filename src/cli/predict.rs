@@ -4,18 +4,37 @@
 
 mod answers;
 mod array;
+mod arrays;
 mod block;
 mod cells;
 mod columns;
+mod convert;
+mod csv_record;
+mod csv_records;
+mod delimiter;
+mod endings;
 mod exchange;
 mod failures;
+pub(super) mod faults;
+mod folder;
+mod fortran;
+pub(super) mod input;
+mod inputs;
+mod json_layout;
+mod json_texts;
+mod json_values;
 mod lines;
+mod moments;
 mod npy;
 mod npz;
+mod packed;
 mod parquet;
+mod parquet_schema;
+mod parquet_values;
 mod resume;
-pub(super) mod rows;
+mod rows;
 mod table;
+mod takes;
 mod tally;
 mod target;
 
@@ -29,12 +48,17 @@ use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::answers::{AnswerError, Answers, Format};
-use self::columns::Choice;
+use self::columns::{Choice, Missing};
+use self::delimiter::Delimiter;
+use self::endings::{EndingError, check_failures, check_output};
 use self::exchange::{Run, Sender};
 use self::failures::Failures;
+use self::faults::InputError;
+use self::input::{Input, InputFormat, Reading};
+use self::inputs::Sending;
 use self::npz::Pick;
-use self::resume::{Note, Notes, ResumeError, Settings, settings_of_input};
-use self::rows::{Input, InputError, InputFormat, Reading, Rows, RowsPerJob};
+use self::resume::{Note, Notes, ResumeError, Settings, settings_of_folder, settings_of_input};
+use self::rows::{Opening, RowsPerJob};
 use self::table::FirstLine;
 use self::tally::Tally;
 use self::target::{OutputError, Place, Target, beside, place};
@@ -48,13 +72,14 @@ pub struct PredictArgs {
     /// Name of the model
     #[arg(long, value_name = "NAME")]
     model: String,
-    /// Rows to predict: .npy, .npz (first axis = rows), .csv, .parquet or .jsonl; - is standard input
+    /// Rows to predict: .npy, .npz (first axis = rows), .csv, .tsv, .jsonl, .json (these also packed, .gz or .zst), .parquet or a
+    /// folder of such files; - is standard input
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
     /// Form of the input [default: as its name says]
     #[arg(long, value_name = "FORMAT")]
     input_format: Option<InputFormat>,
-    /// Where the answers go [default: standard output]
+    /// Where the answers go: .npy, .csv or .jsonl [default: standard output]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Form of the answers [default: as the name of the output says, else jsonl]
@@ -98,9 +123,16 @@ pub struct PredictArgs {
     /// How long to wait for the answer to a job
     #[arg(long, value_name = "MS", default_value = "60000", value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
     timeout_ms: u64,
-    /// Datatype of the values in a table (.csv, .jsonl, .parquet) [default: FP32]
+    /// Datatype that values are sent as; floats are rounded to it [default: what the model takes, and the numbers of an array only if
+    /// that changes none of them]
     #[arg(long, value_name = "TYPE", value_parser = datatype)]
     datatype: Option<Datatype>,
+    /// What becomes of a cell without a value: empty, NA and the like in .csv, null elsewhere, or no column in .jsonl
+    #[arg(long, value_name = "WHAT", default_value = "refuse")]
+    missing: Missing,
+    /// What separates the cells of the .csv: one character, or tab [default: a comma, in .tsv a tab]
+    #[arg(long, value_name = "CHARACTER")]
+    delimiter: Option<Delimiter>,
     /// The first line of the .csv names the columns; need not be said unless the names are numbers
     #[arg(long, conflicts_with = "no_header")]
     header: bool,
@@ -114,6 +146,7 @@ pub struct PredictArgs {
 /// # Errors
 /// Nothing could be sent or written; or the work was done, and some rows have no answer.
 pub fn run(args: &PredictArgs, config: &Config) -> anyhow::Result<()> {
+    args.check_endings()?;
     let input = Input::open(&args.input)?;
     if let Some(output) = &args.output
         && is_same_file(&input, output)
@@ -126,7 +159,7 @@ pub fn run(args: &PredictArgs, config: &Config) -> anyhow::Result<()> {
         (None, true) => return Err(PredictError::NoResume.into()),
         (_, false) => None,
     };
-    let rows = Rows::open(input, &args.reading(), before.as_ref().map_or(0, |note| note.rows))?;
+    let rows = Opening::of(input, &args.reading())?;
     let run = args.begin(&rows, notes, before)?;
     // One thread encodes, sends and writes; the input and the broker's socket have their own.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -141,7 +174,7 @@ fn is_same_file(input: &Input, output: &Path) -> bool {
     output.is_some_and(|output| input.metadata().map(id) == Some(id(&output)))
 }
 
-async fn predict(args: &PredictArgs, config: &Config, rows: Rows, mut run: Run) -> Result<Tally, PredictError> {
+async fn predict(args: &PredictArgs, config: &Config, rows: Opening, mut run: Run) -> Result<Tally, PredictError> {
     let mut stopped = std::pin::pin!(stopped().map_err(PredictError::Signals)?);
     let options = Options {
         prefix: config.topology.prefix.clone(),
@@ -183,7 +216,7 @@ impl PredictArgs {
         Reading {
             format: self.input_format,
             rows_per_job: self.rows_per_job,
-            datatype: self.datatype,
+            delimiter: self.delimiter,
             first_line: match (self.header, self.no_header) {
                 (true, _) => FirstLine::Names,
                 (_, true) => FirstLine::Row,
@@ -194,7 +227,13 @@ impl PredictArgs {
                 keys: self.key.clone(),
             },
             arrays: self.arrays(),
-            input: self.input_name.clone(),
+            sending: Sending {
+                model: self.model.clone(),
+                takes: Vec::new(),
+                input: self.input_name.clone(),
+                datatype: self.datatype,
+                missing: self.missing,
+            },
         }
     }
 
@@ -217,6 +256,19 @@ impl PredictArgs {
         self.format.unwrap_or_else(|| Format::of(self.output.as_deref()))
     }
 
+    /// Refuses names of files that promise a form which is not written.
+    fn check_endings(&self) -> Result<(), PredictError> {
+        if let Some(output) = &self.output
+            && let Place::File(_) = place(output)?
+        {
+            check_output(output, self.format)?;
+        }
+        match &self.failures {
+            Some(failures) if matches!(place(failures)?, Place::File(_)) => Ok(check_failures(failures)?),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// Of a run that can be gone on with: from one file into another.
     fn notes(&self, input: &Input) -> Result<Option<Notes>, PredictError> {
         let (Some(output), Some(metadata)) = (&self.output, input.metadata()) else {
@@ -225,7 +277,11 @@ impl PredictArgs {
         let Place::File(output) = place(output)? else {
             return Ok(None);
         };
-        let mut settings: Settings = settings_of_input(metadata).into();
+        let mut settings: Settings = if metadata.is_dir() {
+            settings_of_folder(input.path())?
+        } else {
+            settings_of_input(metadata).into()
+        };
         let mut said = |what: &str, value: String| {
             if !value.is_empty() {
                 settings.insert(what.to_owned(), value);
@@ -249,6 +305,8 @@ impl PredictArgs {
             "--datatype",
             self.datatype.map(|datatype| datatype.to_string()).unwrap_or_default(),
         );
+        said("--missing", name(self.missing));
+        said("--delimiter", self.delimiter.map(Delimiter::word).unwrap_or_default());
         said("--header", if self.header { "yes".to_owned() } else { String::new() });
         said(
             "--no-header",
@@ -262,7 +320,7 @@ impl PredictArgs {
     }
 
     /// Opens what is written to: anew, or after what an earlier run has left.
-    fn begin(&self, rows: &Rows, notes: Option<Notes>, before: Option<Note>) -> Result<Run, PredictError> {
+    fn begin(&self, rows: &Opening, notes: Option<Notes>, before: Option<Note>) -> Result<Run, PredictError> {
         let failures = self.failures.clone();
         let failures = failures.or_else(|| match place(self.output.as_deref()?).ok()? {
             Place::File(output) => Some(beside(&output, ".failures.jsonl")),
@@ -315,6 +373,7 @@ Examples:
   inferq predict --model iris --input flowers.csv --key id --output-name label --format jsonl
   inferq predict --model iris --input flowers.parquet --columns length,width --key id --output labels.csv
   inferq predict --model pairs --input pairs.npz --array left,right=other --output y.jsonl
+  inferq predict --model pipeline --input people.tsv.gz --key id --missing nan --output y.csv
   inferq predict --model series --input steps.npy --output y.npy --rows-per-job all
   zcat rows.jsonl.gz | inferq predict --model dense --input - --input-format jsonl --output y.npy
   inferq predict --model dense --input rows.npy --output y.npy --version 3 --in-flight 256 --resume";
@@ -334,6 +393,8 @@ pub enum PredictError {
     Call(CallError),
     #[error(transparent)]
     Client(#[from] crate::client::ClientError),
+    #[error(transparent)]
+    Ending(#[from] EndingError),
     #[error("--output {} is the file of --input: name another, the rows would be gone", .0.display())]
     OutputIsInput(PathBuf),
     #[error(

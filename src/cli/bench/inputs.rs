@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use crate::cli::bench::local::{Expected, Local, LocalError};
 use crate::cli::bench::shapes::{self, AnyCase, ForInput, RowShape};
-use crate::cli::predict::rows::{Input, InputError, Reading};
+use crate::cli::predict::faults::InputError;
+use crate::cli::predict::input::{Input, Reading};
 use crate::wire::Encoded;
 use crate::wire::request::{RequestEncoding, encode_request};
 use crate::wire::tensor::Tensor;

@@ -27,11 +27,16 @@ pub enum Format {
 impl Format {
     /// As the name of the output says; JSON lines where it says nothing.
     pub fn of(path: Option<&Path>) -> Self {
-        let extension = path.and_then(Path::extension).unwrap_or_default().to_ascii_lowercase();
-        match extension.to_str() {
-            Some("npy") => Self::Npy,
-            Some("csv") => Self::Csv,
-            _ => Self::Jsonl,
+        path.and_then(Self::named).unwrap_or(Self::Jsonl)
+    }
+
+    /// As the name says, if it says one of these.
+    pub fn named(path: &Path) -> Option<Self> {
+        match super::endings::ending(path).as_deref() {
+            Some("npy") => Some(Self::Npy),
+            Some("csv") => Some(Self::Csv),
+            Some("jsonl" | "ndjson") => Some(Self::Jsonl),
+            _ => None,
         }
     }
 }
@@ -80,10 +85,7 @@ impl Layout {
     }
 
     fn header(&self, rows: u64) -> Result<Vec<u8>, AnswerError> {
-        let header = Header {
-            datatype: self.datatype,
-            shape: [vec![rows as usize], self.tail.clone()].concat(),
-        };
+        let header = Header::new(self.datatype, [vec![rows as usize], self.tail.clone()].concat());
         header.encode().ok_or_else(|| AnswerError::NoNpy {
             output: self.name.clone(),
             datatype: self.datatype,

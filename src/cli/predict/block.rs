@@ -1,38 +1,81 @@
 //! Rows on their way from a file into jobs, with the keys by which their answers are known.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use crate::wire::tensor::{Tensor, rows_range};
 
 /// Rows that follow one another.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Block {
-    /// One for each input of the model; the first axis of each counts the rows.
+    rows: usize,
+    /// One for each input of the model that has rows; the first axis of each counts them.
     pub inputs: Vec<Tensor>,
+    /// Inputs without rows, which every job is given whole.
+    pub whole: Arc<[Tensor]>,
     /// The key cells of each row; without key columns there are none.
     pub keys: Vec<Vec<Key>>,
 }
 
 impl Block {
+    pub fn new(inputs: Vec<Tensor>, keys: Vec<Vec<Key>>) -> Self {
+        let rows = inputs
+            .first()
+            .map_or(0, |input| input.shape.first().copied().unwrap_or(0));
+        Self {
+            rows,
+            inputs,
+            whole: Arc::default(),
+            keys,
+        }
+    }
+
+    /// The only job of inputs that have no rows: its answer is one row.
+    pub fn of_whole(whole: Arc<[Tensor]>) -> Self {
+        Self {
+            rows: 1,
+            whole,
+            ..Self::default()
+        }
+    }
+
+    #[must_use]
+    pub fn with(self, whole: &Arc<[Tensor]>) -> Self {
+        Self {
+            whole: whole.clone(),
+            ..self
+        }
+    }
+
     pub fn rows(&self) -> usize {
-        self.inputs.first().and_then(Tensor::rows).unwrap_or(0)
+        self.rows
+    }
+
+    /// All inputs of the job.
+    pub fn tensors(&self) -> Vec<Tensor> {
+        self.inputs.iter().chain(&*self.whole).cloned().collect()
     }
 
     /// Puts blocks together in their order; `None` where there is none, or their rows are not of one kind.
-    pub fn concat(blocks: Vec<Self>) -> Option<Self> {
+    pub fn concat(mut blocks: Vec<Self>) -> Option<Self> {
+        if blocks.len() == 1 {
+            return blocks.pop();
+        }
         let inputs = (0..blocks.first()?.inputs.len()).map(|place| {
             let parts: Option<Vec<&Tensor>> = blocks.iter().map(|block| block.inputs.get(place)).collect();
             Tensor::concat_rows(&parts?)
         });
         Some(Self {
+            rows: blocks.iter().map(Self::rows).sum(),
             inputs: inputs.collect::<Option<_>>()?,
+            whole: blocks.first()?.whole.clone(),
             keys: blocks.into_iter().flat_map(|block| block.keys).collect(),
         })
     }
 
     /// Keeps the first `rows` rows, and returns those after them.
     pub fn split_off(&mut self, rows: usize) -> Option<Self> {
-        if rows >= self.rows() {
+        if rows >= self.rows {
             return None;
         }
         let inputs = self.inputs.iter_mut().map(|input| {
@@ -44,10 +87,14 @@ impl Block {
             input.shape[0] = rows;
             rest
         });
-        Some(Self {
+        let rest = Self {
+            rows: self.rows - rows,
             inputs: inputs.collect(),
+            whole: self.whole.clone(),
             keys: self.keys.split_off(rows.min(self.keys.len())),
-        })
+        };
+        self.rows = rows;
+        Some(rest)
     }
 }
 
@@ -55,7 +102,7 @@ impl Block {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Key {
     Text(String),
-    /// A number, boolean or `null` as JSON writes it.
+    /// A number, boolean or `null` as JSON writes it; or `NaN`, `inf` and `-inf`, for which JSON has no word.
     Literal(String),
 }
 
@@ -70,6 +117,7 @@ impl Key {
     pub fn json(&self) -> Cow<'_, str> {
         match self {
             Self::Text(text) => serde_json::Value::from(text.as_str()).to_string().into(),
+            Self::Literal(literal) if matches!(&**literal, "NaN" | "inf" | "-inf") => "null".into(),
             Self::Literal(literal) => literal.into(),
         }
     }
@@ -101,10 +149,10 @@ mod tests {
             shape: vec![3],
             data: texts.into(),
         };
-        let mut block = Block {
-            inputs: vec![Tensor::fp32("x", &[3, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), words],
-            keys: ["p", "q", "r"].map(|key| vec![Key::Text(key.to_owned())]).into(),
-        };
+        let mut block = Block::new(
+            vec![Tensor::fp32("x", &[3, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), words],
+            ["p", "q", "r"].map(|key| vec![Key::Text(key.to_owned())]).into(),
+        );
 
         let rest = block.split_off(2).unwrap();
 

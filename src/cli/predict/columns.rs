@@ -1,6 +1,19 @@
 //! Which columns of a file are sent, which are keys, and how a message names a cell.
 
+use clap::ValueEnum;
+
+use super::delimiter::has_decimal_comma;
 use crate::wire::tensor::Datatype;
+
+/// What is made of a cell without a value.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Missing {
+    /// The run ends and names it
+    #[default]
+    Refuse,
+    /// NaN, for inputs of floating point
+    Nan,
+}
 
 /// The words of `--columns` and `--key`. Whether they are names or positions is up to the file.
 #[derive(Debug, Clone, Default)]
@@ -76,7 +89,11 @@ impl Choice {
 }
 
 fn place_of(name: &str, names: &[String]) -> Result<usize, ColumnFault> {
-    let mut places = (0..names.len()).filter(|place| names[*place] == name);
+    let exact = |place: &usize| names[*place] == name;
+    // Of a header such as `a, b` the second name is ` b`.
+    let trimmed = |place: &usize| names[*place].trim() == name;
+    let is_exact = names.iter().any(|known| known == name);
+    let mut places = (0..names.len()).filter(|place| if is_exact { exact(place) } else { trimmed(place) });
     match (places.next(), places.next()) {
         (Some(place), None) => Ok(place),
         (Some(_), Some(_)) => Err(ColumnFault::Ambiguous(name.to_owned())),
@@ -100,7 +117,7 @@ fn positions(word: &str, count: usize) -> Result<Vec<usize>, ColumnFault> {
 }
 
 /// The first few names, as a message may hold them.
-fn listed(names: &[String]) -> String {
+pub fn listed(names: &[String]) -> String {
     let mut text: Vec<String> = names.iter().take(NAMES_LISTED).map(|name| shown(name)).collect();
     if names.len() > NAMES_LISTED {
         text.push(format!("and {} more", names.len() - NAMES_LISTED));
@@ -141,14 +158,41 @@ pub enum ColumnFault {
     NoneLeft,
     #[error("its rows have {axes} axes; --columns and --key are for rows of numbers, which have one")]
     Axes { axes: usize },
+    #[error("{said}, and columns go to the inputs of their names: it needs names, or --input-name for one input")]
+    NoNames { said: String },
+    #[error(
+        "columns go to the inputs of their names, {said}: {}", unmatched(.without, .left)
+    )]
+    Inputs {
+        said: String,
+        /// Inputs without a column.
+        without: String,
+        /// Columns without an input.
+        left: String,
+    },
+    #[error("input `{input}` has no axis of rows, so that no column can be meant for it; an .npz gives it as it is")]
+    NoRowAxis { input: String },
+}
+
+fn unmatched(without: &str, left: &str) -> String {
+    let without = (!without.is_empty()).then(|| format!("there is no column for {without}"));
+    let left = (!left.is_empty()).then(|| {
+        format!("there is no input for {left} (--columns says which are sent, --key which stand beside the answers)")
+    });
+    let parts: Vec<String> = without.into_iter().chain(left).collect();
+    parts.join("; ")
 }
 
 /// A cell that cannot be sent.
 #[derive(Debug, thiserror::Error)]
 pub enum CellFault {
-    #[error("{place}: the value is missing")]
+    #[error("{place}: the value is missing; --missing nan sends NaN in its place")]
     Missing { place: String },
-    #[error("{place}: `{cell}` is not {}", kind(*.datatype))]
+    #[error("{place}: the value is missing")]
+    NoValue { place: String },
+    #[error("{place}: the value is missing, and datatype {datatype} has no NaN that --missing could send")]
+    NoNan { place: String, datatype: Datatype },
+    #[error("{place}: `{cell}` is not {}{}", kind(*.datatype), advice(.cell, *.datatype))]
     Value {
         place: String,
         cell: String,
@@ -166,9 +210,18 @@ impl CellFault {
     }
 }
 
+fn advice(cell: &str, datatype: Datatype) -> &'static str {
+    let is_text = matches!(datatype, Datatype::Bytes | Datatype::Bool);
+    if !is_text && has_decimal_comma(cell) {
+        ": it has a decimal comma, and numbers have a point"
+    } else {
+        ""
+    }
+}
+
 fn kind(datatype: Datatype) -> String {
     match datatype {
-        Datatype::Bool => "true or false".to_owned(),
+        Datatype::Bool => "true or false, or 1 or 0".to_owned(),
         Datatype::Bytes => "a text".to_owned(),
         number => format!("a number of datatype {number}"),
     }

@@ -11,11 +11,13 @@ use super::answers::Answers;
 use super::block::{Block, Key};
 use super::failures::Failures;
 use super::resume::{Note, Notes, Progress};
-use super::rows::Rows;
+use super::rows::{Opening, Rows};
+use super::takes;
 use super::tally::Tally;
 use super::{PredictArgs, PredictError};
 use crate::broker::backoff::Backoff;
 use crate::client::{Answer, CallError, Client, Job, RowRelation};
+use crate::model::signature::TensorSpec;
 use crate::wire::status::Status;
 use crate::wire::tensor::Tensor;
 
@@ -84,7 +86,8 @@ impl<'a> Sender<'a> {
     /// # Errors
     /// The input, the output or the broker is of no more use, or it is for the user to say which rows go together. What `run`
     /// has taken in is whole.
-    pub async fn exchange(&self, mut rows: Rows, run: &mut Run) -> Result<(), PredictError> {
+    pub async fn exchange(&self, rows: Opening, run: &mut Run) -> Result<(), PredictError> {
+        let mut rows = rows.start(self.takes().await?, run.tally.rows())?;
         let Some(first) = rows.next().await else {
             return Ok(());
         };
@@ -121,13 +124,30 @@ impl<'a> Sender<'a> {
         Ok(())
     }
 
+    /// Asks what the model takes; none where no worker says it.
+    async fn takes(&self) -> Result<Vec<TensorSpec>, PredictError> {
+        let question = Job {
+            outputs: Vec::new(),
+            ..self.job(vec![takes::question()])
+        };
+        match self.call_again(question).await {
+            Ok(_) => Ok(Vec::new()),
+            // Every job would meet these.
+            Err(error @ (CallError::UnknownModel(_) | CallError::Lost(_) | CallError::Timeout(_))) => {
+                Err(PredictError::Call(error))
+            }
+            Err(error) if error.status() == Some(Status::NotFound) => Err(PredictError::Call(error)),
+            Err(error) => Ok(takes::inputs(&error)),
+        }
+    }
+
     /// Sends the first block by itself: what is wrong with it is wrong with all, and what its answer says of rows is true of
     /// all. Its first row is tried alone where the answer leaves open how rows relate, or there is none.
     async fn first(&self, rows: &mut Rows, mut block: Block) -> Ended {
         let whole = Ended {
             rows: block.rows(),
             keys: block.keys.clone(),
-            answer: self.call(block.inputs.clone()).await,
+            answer: self.call(block.tensors()).await,
         };
         let may_be_better = self.is_open(&whole) || whole.may_be_too_many();
         if self.args.rows_per_job.is_some() || !may_be_better {
@@ -136,7 +156,7 @@ impl<'a> Sender<'a> {
         let Some(rest) = block.split_off(1) else {
             return whole;
         };
-        let answer = self.call(block.inputs.clone()).await;
+        let answer = self.call(block.tensors()).await;
         let alone = Ended::of(block, answer);
         if !whole.is_worse_than(&alone) {
             return whole;
@@ -150,22 +170,22 @@ impl<'a> Sender<'a> {
     }
 
     /// Sends a block, and its rows again one by one if the answer leaves open whether they may go together.
-    async fn send(&self, block: Block) -> Vec<Ended> {
-        let inputs = block.inputs.clone();
-        let answer = self.call(inputs.clone()).await;
-        let whole = Ended::of(block, answer);
+    async fn send(&self, mut block: Block) -> Vec<Ended> {
+        let whole = Ended {
+            rows: block.rows(),
+            keys: std::mem::take(&mut block.keys),
+            answer: self.call(block.tensors()).await,
+        };
         if !self.is_open(&whole) {
             return vec![whole];
         }
         self.go_row_by_row();
-        let mut rest = Some(Block {
-            inputs,
-            keys: whole.keys,
-        });
+        block.keys = whole.keys;
+        let mut rest = Some(block);
         let mut jobs = Vec::new();
         while let Some(mut row) = rest.take() {
             rest = row.split_off(1);
-            let answer = self.call(row.inputs.clone()).await;
+            let answer = self.call(row.tensors()).await;
             jobs.push(Ended::of(row, answer));
         }
         jobs
@@ -199,13 +219,20 @@ impl<'a> Sender<'a> {
 
     /// Calls again where time may help: the queue was full, or the workers could not be done in time.
     async fn call(&self, inputs: Vec<Tensor>) -> Result<Answer, CallError> {
-        let job = Job {
+        self.call_again(self.job(inputs)).await
+    }
+
+    fn job(&self, inputs: Vec<Tensor>) -> Job {
+        Job {
             model: self.args.model.clone(),
             version: self.args.version.clone(),
             inputs,
             outputs: self.args.output_name.iter().cloned().collect(),
             ..Job::default()
-        };
+        }
+    }
+
+    async fn call_again(&self, job: Job) -> Result<Answer, CallError> {
         let mut backoff = Backoff::new(RETRY_WAIT_MAX);
         for _ in 0..self.args.retries {
             match self.client.call(job.clone()).await {
@@ -357,6 +384,7 @@ impl Run {
             | PredictError::Call(_)
             | PredictError::Client(_)
             | PredictError::OutputIsInput(_)
+            | PredictError::Ending(_)
             | PredictError::NoResume
             | PredictError::OtherVersion { .. }
             | PredictError::Stopped

@@ -1,102 +1,55 @@
-//! Rows out of JSON lines: each an array of numbers, nested or not, or an object of columns.
+//! Rows out of JSON: each an array of numbers, nested or not, or an object of columns, in lines or in one array.
 
-use std::borrow::Cow;
-use std::fmt;
-use std::io::{self, BufRead, BufReader, Read};
-
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-use serde_json::value::RawValue;
+use std::io::{self, Read};
 
 use super::block::{Block, Key};
-use super::columns::{CellFault, Choice, Chosen, ColumnFault, column, shown};
-use super::rows::{InputFault, Source};
-use super::table::TEXT_BYTES_GUESS;
-use crate::wire::elements::{Elements, Scalar};
-use crate::wire::tensor::{Datatype, Tensor};
+use super::columns::{CellFault, Choice, ColumnFault, Missing};
+use super::faults::InputFault;
+use super::inputs::Sending;
+use super::json_layout::Layout;
+use super::json_texts::{ROW_BYTES_MAX, Texts};
+use super::rows::Source;
+use crate::wire::elements::Elements;
 
-/// A file, read line by line.
+/// A file, read row by row.
 pub struct Lines<R> {
-    file: BufReader<R>,
-    line: Vec<u8>,
-    number: u64,
+    texts: Texts<R>,
     has_ahead: bool,
-    taken: u64,
     layout: Layout,
-    datatype: Datatype,
-    input: String,
-}
-
-/// What a row looks like: as the first one does.
-#[derive(Default)]
-struct Layout {
-    /// `None` for arrays.
-    names: Option<Vec<String>>,
-    /// Whether columns that nobody asked for may come and go.
-    may_have_others: bool,
-    /// `None` for arrays that are sent whole.
-    chosen: Option<Chosen>,
-    /// The shape of each chosen column, or of the whole array.
-    shapes: Vec<Vec<usize>>,
 }
 
 impl<R: Read> Lines<R> {
     /// # Errors
-    /// The file has no rows, its first one cannot be sent, or has not the columns that are asked for.
-    pub fn open(file: R, datatype: Datatype, choice: &Choice, input: &str) -> Result<Self, LineFault> {
+    /// The file has no rows, or its first one has not the columns that are asked for.
+    pub fn open(file: R, is_array: bool, missing: Missing, choice: &Choice) -> Result<Self, LineFault> {
         let mut lines = Self {
-            file: BufReader::with_capacity(READ_BYTES, file),
-            line: Vec::new(),
-            number: 0,
+            texts: Texts::open(file, is_array)?,
             has_ahead: false,
-            taken: 0,
             layout: Layout::default(),
-            datatype,
-            input: input.to_owned(),
         };
         if !lines.look_ahead()? {
             return Err(LineFault::Empty);
         }
-        lines.layout = Layout::of(&lines.line, lines.number, choice)?;
-        let first = lines
-            .layout
-            .read(&lines.line, lines.number, &mut Elements::new(datatype, 0), datatype)?;
-        lines.layout.shapes = first.shapes;
-        if lines.layout.row_shape().contains(&0) {
-            return Err(LineFault::Nothing(lines.number));
-        }
+        lines.layout = Layout::of(&lines.texts.text, lines.texts.number, missing, choice)?;
         Ok(lines)
     }
 
     /// False at the end of the file.
     fn look_ahead(&mut self) -> Result<bool, LineFault> {
-        while !self.has_ahead {
-            self.line.clear();
-            let read = (&mut self.file)
-                .take(LINE_BYTES_MAX)
-                .read_until(b'\n', &mut self.line)?;
-            if read == 0 {
-                return Ok(false);
-            }
-            self.number += 1;
-            self.taken += read as u64;
-            if read as u64 == LINE_BYTES_MAX {
-                return Err(LineFault::TooLong(self.number));
-            }
-            if self.number == 1 && self.line.starts_with(BYTE_ORDER_MARK) {
-                self.line.drain(..BYTE_ORDER_MARK.len());
-            }
-            self.has_ahead = !self.line.trim_ascii().is_empty();
+        if !self.has_ahead {
+            self.has_ahead = self.texts.read()?;
         }
-        Ok(true)
+        Ok(self.has_ahead)
     }
 
-    fn read_row(&mut self, elements: &mut Elements, keys: &mut Vec<Vec<Key>>) -> Result<bool, LineFault> {
+    fn read_row(&mut self, elements: &mut [Elements], keys: &mut Vec<Vec<Key>>) -> Result<bool, LineFault> {
         if !self.look_ahead()? {
             return Ok(false);
         }
         self.has_ahead = false;
-        let row = self.layout.read(&self.line, self.number, elements, self.datatype)?;
-        self.layout.fit(&row.shapes, self.number)?;
+        let number = self.texts.number;
+        let row = self.layout.read(&self.texts.text, number, elements)?;
+        self.layout.fit(&row.shapes, number)?;
         if !self.layout.keys().is_empty() {
             keys.push(row.keys);
         }
@@ -105,22 +58,18 @@ impl<R: Read> Lines<R> {
 }
 
 impl<R: Read + Send> Source for Lines<R> {
+    fn bind(&mut self, sending: &Sending) -> Result<(), InputFault> {
+        Ok(self.layout.bind(sending, &self.texts.text, self.texts.number)?)
+    }
+
     fn read(&mut self, rows: usize) -> Result<Option<Block>, InputFault> {
-        let mut elements = Elements::new(self.datatype, 0);
+        let mut elements = self.layout.inputs().elements(0);
         let mut keys = Vec::new();
         let mut count = 0;
         while count < rows && self.read_row(&mut elements, &mut keys)? {
             count += 1;
         }
-        Ok((count > 0).then(|| Block {
-            inputs: vec![Tensor {
-                name: self.input.clone(),
-                datatype: self.datatype,
-                shape: [vec![count], self.layout.row_shape()].concat(),
-                data: elements.finish(),
-            }],
-            keys,
-        }))
+        Ok((count > 0).then(|| Block::new(self.layout.inputs().tensors(count, elements), keys)))
     }
 
     fn skip(&mut self, rows: u64) -> Result<(), InputFault> {
@@ -134,260 +83,17 @@ impl<R: Read + Send> Source for Lines<R> {
     }
 
     fn taken_bytes(&self) -> u64 {
-        self.taken
+        self.texts.taken_bytes()
     }
 
     fn row_bytes(&self) -> usize {
-        let elements: usize = self.layout.row_shape().iter().product();
-        elements * self.datatype.element_bytes().unwrap_or(TEXT_BYTES_GUESS)
+        self.layout.inputs().row_bytes()
     }
 
     fn key_names(&self) -> &[String] {
-        self.layout.chosen.as_ref().map_or(&[], |chosen| &chosen.key_names)
+        self.layout.key_names()
     }
 }
-
-/// What was found in a row, besides its elements.
-struct Row {
-    shapes: Vec<Vec<usize>>,
-    keys: Vec<Key>,
-}
-
-impl Layout {
-    fn of(line: &[u8], number: u64, choice: &Choice) -> Result<Self, LineFault> {
-        if line.trim_ascii_start().starts_with(b"{") {
-            let Columns(columns) = parse(line, number)?;
-            let names: Vec<String> = columns.iter().map(|(name, _)| name.to_string()).collect();
-            return Ok(Self {
-                chosen: Some(choice.by_name(&names)?),
-                names: Some(names),
-                may_have_others: !choice.columns.is_empty(),
-                shapes: Vec::new(),
-            });
-        }
-        let parts: Vec<&RawValue> = parse(line, number)?;
-        let chosen = if choice.is_everything() {
-            None
-        } else {
-            Some(choice.by_position(parts.len())?)
-        };
-        Ok(Self {
-            chosen,
-            ..Self::default()
-        })
-    }
-
-    fn keys(&self) -> &[usize] {
-        self.chosen.as_ref().map_or(&[], |chosen| &chosen.keys)
-    }
-
-    /// Of one row as it is sent: a single list as it is nested, several columns one after the other.
-    fn row_shape(&self) -> Vec<usize> {
-        match &self.shapes[..] {
-            [shape] if !shape.is_empty() => shape.clone(),
-            shapes => vec![shapes.iter().map(|shape| shape.iter().product::<usize>()).sum()],
-        }
-    }
-
-    fn read(&self, line: &[u8], number: u64, elements: &mut Elements, datatype: Datatype) -> Result<Row, LineFault> {
-        let Some(chosen) = &self.chosen else {
-            let whole: &RawValue = parse(line, number)?;
-            let values = Values(elements);
-            let shape = values
-                .push(whole)
-                .map_err(|fault| fault.at(format!("line {number}"), datatype))?;
-            return Ok(Row {
-                shapes: vec![shape],
-                keys: Vec::new(),
-            });
-        };
-        let cells = match &self.names {
-            Some(names) => self.columns_of(line, number, names, chosen)?,
-            None => parse(line, number)?,
-        };
-        let mut shapes = Vec::with_capacity(chosen.columns.len());
-        for &place in &chosen.columns {
-            let name = || self.names.as_ref().map(|names| &*names[place]);
-            let fault =
-                |fault: ValueFault| fault.at(format!("line {number}, column {}", column(place, name())), datatype);
-            let cell = cells.get(place).ok_or(LineFault::Short {
-                line: number,
-                came: cells.len(),
-            })?;
-            shapes.push(Values(elements).push(cell).map_err(fault)?);
-        }
-        let keys = chosen.keys.iter().filter_map(|&place| cells.get(place));
-        Ok(Row {
-            shapes,
-            keys: keys.map(|raw| key(raw)).collect(),
-        })
-    }
-
-    /// The values of an object in the order of the first line's; those that nobody asked for may be `null` for want of any.
-    fn columns_of<'a>(
-        &self,
-        line: &'a [u8],
-        number: u64,
-        names: &[String],
-        chosen: &Chosen,
-    ) -> Result<Vec<&'a RawValue>, LineFault> {
-        let Columns(columns) = parse(line, number)?;
-        if !self.may_have_others
-            && let Some((other, _)) = columns.iter().find(|(name, _)| !has(names, name, columns.len()))
-        {
-            return Err(LineFault::Other {
-                line: number,
-                name: shown(other),
-            });
-        }
-        let mut cells = vec![RawValue::NULL; names.len()];
-        for &place in chosen.columns.iter().chain(&chosen.keys) {
-            let name = &names[place];
-            // As a rule all lines have their columns in one order.
-            let found = columns.get(place).filter(|(found, _)| found == name);
-            let found = found.or_else(|| columns.iter().find(|(found, _)| found == name));
-            let (_, cell) = found.ok_or_else(|| LineFault::NoColumn {
-                line: number,
-                name: shown(name),
-            })?;
-            cells[place] = cell;
-        }
-        Ok(cells)
-    }
-
-    /// All rows must look alike, since they travel in one tensor.
-    fn fit(&self, shapes: &[Vec<usize>], line: u64) -> Result<(), LineFault> {
-        if shapes == self.shapes {
-            return Ok(());
-        }
-        let mut pairs = shapes.iter().zip(&self.shapes).enumerate();
-        let (index, (came, before)) = pairs
-            .find(|(_, (came, before))| came != before)
-            .ok_or(LineFault::Short {
-                line,
-                came: shapes.len(),
-            })?;
-        let column = self.chosen.as_ref().map(|chosen| {
-            let place = chosen.columns[index];
-            let name = self.names.as_ref().map(|names| &*names[place]);
-            format!(", column {}", column(place, name))
-        });
-        Err(LineFault::Uneven {
-            line,
-            column: column.unwrap_or_default(),
-            came: came.clone(),
-            before: before.clone(),
-        })
-    }
-}
-
-fn has(names: &[String], name: &str, columns: usize) -> bool {
-    // With as many columns as the first line, a stranger shows as one that is missing.
-    columns == names.len() || names.iter().any(|known| known == name)
-}
-
-fn parse<'a, T: Deserialize<'a>>(line: &'a [u8], number: u64) -> Result<T, LineFault> {
-    serde_json::from_slice(line).map_err(|cause| LineFault::Json { line: number, cause })
-}
-
-fn key(raw: &RawValue) -> Key {
-    match serde_json::from_str::<String>(raw.get()) {
-        Ok(text) => Key::Text(text),
-        Err(_) => Key::Literal(raw.get().to_owned()),
-    }
-}
-
-/// Takes in the values of one cell.
-struct Values<'e>(&'e mut Elements);
-
-impl Values<'_> {
-    /// Appends what `raw` holds, and returns its shape: none for a single value.
-    fn push(mut self, raw: &RawValue) -> Result<Vec<usize>, ValueFault> {
-        self.nested(raw, 0)
-    }
-
-    fn nested(&mut self, raw: &RawValue, depth: usize) -> Result<Vec<usize>, ValueFault> {
-        let text = raw.get();
-        let scalar = match text.as_bytes().first() {
-            Some(b'[') if depth < DEPTH_MAX => return self.list(text, depth),
-            Some(b'n') => return Err(ValueFault::Missing),
-            Some(b't') => Scalar::Bool(true),
-            Some(b'f') => Scalar::Bool(false),
-            Some(b'"') => match serde_json::from_str::<String>(text) {
-                Ok(text) => Scalar::Text(Cow::Owned(text)),
-                Err(_) => return Err(ValueFault::Value(text.to_owned())),
-            },
-            Some(b'{' | b'[') => return Err(ValueFault::Value(text.to_owned())),
-            _ => Scalar::Decimal(text),
-        };
-        let pushed = self.0.push(&scalar);
-        pushed
-            .map_err(|_| ValueFault::Value(text.to_owned()))
-            .map(|()| Vec::new())
-    }
-
-    fn list(&mut self, text: &str, depth: usize) -> Result<Vec<usize>, ValueFault> {
-        let parts: Vec<&RawValue> = serde_json::from_str(text).map_err(|_| ValueFault::Value(text.to_owned()))?;
-        let mut inner = None;
-        for part in &parts {
-            let shape = self.nested(part, depth + 1)?;
-            match &inner {
-                None => inner = Some(shape),
-                Some(first) if *first == shape => {}
-                Some(first) => return Err(ValueFault::Ragged(first.clone(), shape)),
-            }
-        }
-        Ok([vec![parts.len()], inner.unwrap_or_default()].concat())
-    }
-}
-
-/// What is wrong with a value, whose place the caller knows.
-enum ValueFault {
-    Missing,
-    Value(String),
-    Ragged(Vec<usize>, Vec<usize>),
-}
-
-impl ValueFault {
-    fn at(self, place: String, datatype: Datatype) -> LineFault {
-        match self {
-            Self::Missing => CellFault::Missing { place }.into(),
-            Self::Value(cell) => CellFault::value(place, &cell, datatype).into(),
-            Self::Ragged(one, other) => LineFault::Ragged { place, one, other },
-        }
-    }
-}
-
-/// An object in its own order, which a map would lose.
-struct Columns<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
-
-impl<'de> Deserialize<'de> for Columns<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Pairs;
-
-        impl<'de> Visitor<'de> for Pairs {
-            type Value = Columns<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of columns, as the first line is")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Columns<'de>, A::Error> {
-                let mut pairs = Vec::with_capacity(map.size_hint().unwrap_or(0));
-                while let Some(Name(name)) = map.next_key()? {
-                    pairs.push((name, map.next_value()?));
-                }
-                Ok(Columns(pairs))
-            }
-        }
-
-        deserializer.deserialize_map(Pairs)
-    }
-}
-
-/// A name, copied only if it holds escapes.
-#[derive(serde::Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// Why JSON lines cannot be sent as rows.
 #[derive(Debug, thiserror::Error)]
@@ -402,12 +108,26 @@ pub enum LineFault {
         #[source]
         cause: serde_json::Error,
     },
-    #[error("line {0} is longer than {mib} MiB; JSON lines hold one row a line", mib = LINE_BYTES_MAX >> 20)]
+    #[error("line {0}: `NaN` is Python's and not JSON's: write null, which --missing nan sends as NaN")]
+    NotANumber(u64),
+    #[error(
+        "line {line}: `{word}` is Python's and not JSON's, which has no infinity: .npy, .csv and .parquet have one"
+    )]
+    Infinity { line: u64, word: &'static str },
+    #[error("the array is cut: its closing bracket is missing")]
+    ArrayCut,
+    #[error("line {0}: text follows the array; a file of JSON lines is called .jsonl, or --input-format jsonl says so")]
+    BehindArray(u64),
+    #[error("line {0}: a comma is missing between two rows of the array")]
+    NoComma(u64),
+    #[error("line {0} is longer than {mib} MiB; JSON lines hold one row a line", mib = ROW_BYTES_MAX >> 20)]
     TooLong(u64),
     #[error("line {line} has no column `{name}`, which the first line has")]
     NoColumn { line: u64, name: String },
     #[error("line {line} has a column `{name}`, which the first line has not; --columns says which ones count")]
     Other { line: u64, name: String },
+    #[error("line {line} has a column `{name}` twice")]
+    Twice { line: u64, name: String },
     #[error("line {line} has {came} values, fewer than the first line")]
     Short { line: u64, came: usize },
     #[error("line {line}{column}: its shape is {came:?}, that of the first line {before:?}")]
@@ -431,20 +151,19 @@ pub enum LineFault {
     Io(#[from] io::Error),
 }
 
-const READ_BYTES: usize = 256 * 1024;
-/// A worker takes bodies of 16 MiB unless it is told otherwise; as text their numbers are a few times as long.
-const LINE_BYTES_MAX: u64 = 64 << 20;
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-/// With the axis of the rows, as many as a tensor may have.
-const DEPTH_MAX: usize = crate::wire::tensor::AXES_MAX - 1;
-
 #[cfg(test)]
 mod tests {
     use super::super::columns::tests::choice;
     use super::*;
+    use crate::wire::tensor::Datatype;
 
     fn block(text: &str, datatype: Datatype, choice: &Choice) -> Result<Block, InputFault> {
-        let mut lines = Lines::open(text.as_bytes(), datatype, choice, "x")?;
+        let mut lines = Lines::open(text.as_bytes(), false, Missing::Refuse, choice)?;
+        lines.bind(&Sending {
+            datatype: Some(datatype),
+            input: "x".to_owned(),
+            ..Sending::default()
+        })?;
         let block = lines.read(100)?.expect("the first line is a row");
         assert_eq!(lines.taken_bytes(), text.len() as u64);
         Ok(block)
@@ -541,6 +260,12 @@ mod tests {
             ("{\"a\":1,\"b\":2}\n{\"a\":1}\n", &objects, "line 2 has no column `b`"),
             ("{\"a\":1}\n{\"b\":1}\n", &objects, "line 2 has no column `a`"),
             ("{\"a\":1}\n{\"a\":1,\"c\":2}\n", &objects, "line 2 has a column `c`"),
+            ("{\"a\":1,\"a\":2}\n", &objects, "line 1 has a column `a` twice"),
+            (
+                "{\"a\":1,\"b\":2}\n{\"a\":1,\"b\":2,\"a\":3}\n",
+                &objects,
+                "line 2 has a column `a` twice",
+            ),
             (
                 "{\"a\":1}\n{\"a\":\"x\"}\n",
                 &objects,
@@ -573,10 +298,49 @@ mod tests {
     fn a_line_without_an_end_is_refused_before_it_fills_the_memory() {
         let endless = io::repeat(b'1');
 
-        let fault = Lines::open(endless, Datatype::Fp32, &Choice::default(), "")
+        let fault = Lines::open(endless, false, Missing::Refuse, &Choice::default())
             .err()
             .unwrap();
 
         assert!(fault.to_string().contains("longer than 64 MiB"), "{fault}");
+    }
+
+    #[test]
+    fn null_and_absent_columns_are_nan_if_that_is_wanted() {
+        let text = "{\"a\":1,\"b\":null}\n{\"a\":2}\n{\"b\":3}\n";
+        let mut lines = Lines::open(text.as_bytes(), false, Missing::Nan, &Choice::default()).unwrap();
+        lines
+            .bind(&Sending {
+                missing: Missing::Nan,
+                ..Sending::default()
+            })
+            .unwrap();
+
+        let block = lines.read(9).unwrap().unwrap();
+
+        let (values, _) = block.inputs[0].data.as_chunks();
+        let values: Vec<f32> = values.iter().map(|value| f32::from_le_bytes(*value)).collect();
+        assert_eq!(
+            values.iter().map(|value| value.is_nan()).collect::<Vec<_>>(),
+            [false, true, false, true, true, false]
+        );
+        assert_eq!((values[0], values[2], values[5]), (1.0, 2.0, 3.0));
+    }
+
+    #[test]
+    fn numbers_of_python_are_named_with_the_way_to_send_them() {
+        for (text, sentence) in [
+            ("[1]\n[NaN]\n", "line 2: `NaN` is Python's and not JSON's: write null"),
+            ("{\"a\":-Infinity}\n", "line 1: `-Infinity` is Python's"),
+        ] {
+            let fault = block(text, Datatype::Fp32, &Choice::default())
+                .err()
+                .map(|fault| fault.to_string());
+
+            assert!(
+                fault.as_ref().is_some_and(|fault| fault.contains(sentence)),
+                "{fault:?}"
+            );
+        }
     }
 }

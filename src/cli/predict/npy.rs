@@ -1,6 +1,6 @@
 //! The header of NumPy's `.npy` files, read and written.
 //!
-//! Only the header: the data behind it are row-major little-endian elements, as on the wire, and are copied as they are.
+//! Only the header: the data behind it are elements one after the other, and [`super::array`] brings them into the order of the wire.
 //! `ndarray-npy` reads and writes whole arrays at once, and a file may be bigger than memory.
 //!
 //! # Source
@@ -14,15 +14,28 @@ use crate::wire::tensor::{AXES_MAX, Datatype, element_count};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
     pub datatype: Datatype,
-    /// The first axis counts the rows; there is one.
+    /// The first axis counts the rows, unless the array is given whole.
     pub shape: Vec<usize>,
+    /// The first axis varies fastest.
+    pub is_fortran: bool,
+    pub is_big_endian: bool,
 }
 
 impl Header {
+    /// Of row-major little-endian elements.
+    pub fn new(datatype: Datatype, shape: Vec<usize>) -> Self {
+        Self {
+            datatype,
+            shape,
+            is_fortran: false,
+            is_big_endian: false,
+        }
+    }
+
     /// Reads a header and leaves `file` at the first byte of the data.
     ///
     /// # Errors
-    /// It is no header, or of an array that cannot be sent as rows.
+    /// It is no header, or of elements that no model takes.
     pub fn read(file: &mut impl Read) -> Result<Self, NpyFault> {
         let mut start = [0; 8];
         match file.read(&mut start[..1])? {
@@ -59,26 +72,47 @@ impl Header {
         let shape: Vec<usize> = axes
             .map(|axis| axis.parse().map_err(|_| NpyFault::NotNpy))
             .collect::<Result<_, _>>()?;
-        let datatype = datatype(descr).ok_or_else(|| NpyFault::Type(descr.to_owned()))?;
+        let (datatype, is_big_endian) = datatype(descr).ok_or_else(|| NpyFault::Type(descr.to_owned()))?;
         if shape.len() > AXES_MAX || element_count(&shape).and_then(|count| count.checked_mul(8)).is_none() {
             return Err(NpyFault::TooBig(shape));
         }
-        match shape.first() {
-            None => return Err(NpyFault::Scalar),
-            Some(0) => return Err(NpyFault::NoRows),
-            Some(_) => {}
-        }
-        // An array of one axis is in both orders, and NumPy then says C.
-        if value(text, "fortran_order")?.starts_with("True") {
-            return Err(NpyFault::FortranOrder);
-        }
-        Ok(Self { datatype, shape })
+        // An array of one axis is in both orders.
+        let is_fortran = shape.len() > 1 && value(text, "fortran_order")?.starts_with("True");
+        Ok(Self {
+            datatype,
+            shape,
+            is_fortran,
+            is_big_endian,
+        })
     }
 
-    /// Bytes of one row; the datatypes of a header all have elements of one length.
+    /// Number of its rows, more than none.
+    ///
+    /// # Errors
+    /// It has no rows.
+    pub fn rows(&self) -> Result<u64, NpyFault> {
+        match self.shape.first() {
+            None => Err(NpyFault::Scalar),
+            Some(0) => Err(NpyFault::NoRows),
+            Some(&rows) => Ok(rows as u64),
+        }
+    }
+
+    /// Bytes of all elements.
+    pub fn data_bytes(&self) -> u64 {
+        let elements: u64 = self.shape.iter().map(|&axis| axis as u64).product();
+        elements * self.element_bytes() as u64
+    }
+
+    /// The datatypes of a header all have elements of one length.
+    pub fn element_bytes(&self) -> usize {
+        self.datatype.element_bytes().unwrap_or(0)
+    }
+
+    /// Bytes of one row.
     pub fn row_bytes(&self) -> usize {
-        let elements: usize = self.shape[1..].iter().product();
-        elements * self.datatype.element_bytes().unwrap_or(0)
+        let elements: usize = self.shape.iter().skip(1).product();
+        elements * self.element_bytes()
     }
 
     /// The header as bytes. Its length depends on everything but the number of rows, which may so be written over.
@@ -105,12 +139,13 @@ fn value<'a>(text: &'a str, key: &str) -> Result<&'a str, NpyFault> {
     Ok(rest.trim_start())
 }
 
-fn datatype(descr: &str) -> Option<Datatype> {
-    // `|` is for elements of one byte; `=` and a big-endian `>` are not little-endian for sure.
+/// The datatype, and true if its elements are big-endian.
+fn datatype(descr: &str) -> Option<(Datatype, bool)> {
     let (order, name) = descr.split_at_checked(1)?;
     let known = TYPES.iter().find(|(_, known)| *known == name)?.0;
+    // `|` is for elements of one byte, which have no order; `=` is that of a machine nobody names.
     let one_byte = known.element_bytes() == Some(1);
-    (order == "<" || (order == "|" && one_byte)).then_some(known)
+    (matches!(order, "<" | ">") || (order == "|" && one_byte)).then_some((known, order == ">" && !one_byte))
 }
 
 fn descr(datatype: Datatype) -> Option<String> {
@@ -144,11 +179,9 @@ pub enum NpyFault {
     #[error("its elements are records; allowed are numbers")]
     Structured,
     #[error(
-        "its elements are of type `{0}`; allowed are little-endian float16, float32, float64, int8 to int64, uint8 to uint64 and bool"
+        "its elements are of type `{0}`; allowed are float16, float32, float64, int8 to int64, uint8 to uint64 and bool"
     )]
     Type(String),
-    #[error("it is in Fortran order; save it with `numpy.ascontiguousarray`, so that a row lies in one piece")]
-    FortranOrder,
     #[error("it holds a single number; the first axis must count the rows")]
     Scalar,
     #[error("it has no rows")]
@@ -215,10 +248,7 @@ mod tests {
     fn every_type_and_shape_comes_back_as_it_was_written_in_a_header_of_one_length() {
         for (datatype, _) in TYPES {
             for tail in [&[][..], &[10], &[3, 224, 224]] {
-                let header = |rows: usize| Header {
-                    datatype,
-                    shape: [&[rows], tail].concat(),
-                };
+                let header = |rows: usize| Header::new(datatype, [&[rows], tail].concat());
 
                 let (few, many) = (header(1).encode().unwrap(), header(1 << 40).encode().unwrap());
 
@@ -239,21 +269,37 @@ mod tests {
     }
 
     #[test]
+    fn orders_of_elements_and_bytes_are_read() {
+        for (descr, fortran, expected) in [
+            ("'<f8'", "True", (true, false)),
+            ("'>f8'", "False", (false, true)),
+            ("'>u1'", "True", (true, false)),
+        ] {
+            let header = Header::read(&mut &file(1, &dict(descr, fortran, "(5, 2)"))[..]).unwrap();
+
+            assert_eq!((header.is_fortran, header.is_big_endian), expected);
+        }
+        let one_axis = Header::read(&mut &file(1, &dict("'<f8'", "True", "(5,)"))[..]).unwrap();
+        assert!(!one_axis.is_fortran);
+    }
+
+    #[test]
     fn what_cannot_be_sent_is_refused_in_a_sentence() {
         for (bytes, sentence) in [
             (vec![], "it is empty"),
             (b"a,b\n1,2\n".to_vec(), "no .npy file"),
             (b"\x93NUM".to_vec(), "no .npy file"),
             (file(9, ""), "version 9"),
-            (file(1, &dict("'>f4'", "False", "(5, 2)")), "`>f4`"),
+            (file(1, &dict("'=f4'", "False", "(5, 2)")), "`=f4`"),
+            (file(1, &dict("'<c8'", "False", "(5, 2)")), "`<c8`"),
             (file(1, &dict("'<U3'", "False", "(5, 2)")), "`<U3`"),
             (file(1, &dict("[('a', '<f4')]", "False", "(5,)")), "records"),
-            (file(1, &dict("'<f4'", "True", "(5, 2)")), "Fortran order"),
             (file(1, &dict("'<f4'", "False", "()")), "single number"),
             (file(1, &dict("'<f4'", "False", "(0, 2)")), "no rows"),
             (file(1, &dict("'<f4'", "False", "(9223372036854775807, 9)")), "too big"),
         ] {
-            let fault = Header::read(&mut &bytes[..]).unwrap_err().to_string();
+            let header = Header::read(&mut &bytes[..]);
+            let fault = header.and_then(|header| header.rows()).unwrap_err().to_string();
 
             assert!(fault.contains(sentence), "{fault}");
         }

@@ -12,7 +12,13 @@ use flate2::bufread::DeflateDecoder;
 use zip::{CompressionMethod, ZipArchive};
 
 use super::array::{Array, Section, Stream};
+use super::arrays::Arrays;
+use super::block::Block;
+use super::columns::Choice;
+use super::faults::InputFault;
+use super::inputs::Sending;
 use super::npy::NpyFault;
+use super::rows::Source;
 
 /// An array of an archive, and the input of the model that takes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,30 +28,112 @@ pub struct Pick {
     pub input: String,
 }
 
-/// Opens the arrays that are asked for, or else the only one.
+/// The arrays of an archive, which are chosen when the inputs of the model are known.
+pub struct Archive {
+    file: Arc<File>,
+    names: Vec<String>,
+    choice: Choice,
+    arrays: Option<Arrays>,
+}
+
+/// Opens the arrays that are asked for, or else the only one; of several those are taken that have the names of all inputs, as soon
+/// as these are known.
 ///
 /// # Errors
 /// It is no archive, has no such array, or one that cannot be read.
-pub fn open(file: &Arc<File>, picks: &[Pick], input: &str) -> Result<Vec<Array>, NpzFault> {
-    let mut archive = ZipArchive::new(BufReader::new(file.try_clone()?)).map_err(NpzFault::Archive)?;
-    let names: Vec<String> = archive.file_names().map(array_name).collect();
-    let only;
-    let picks = match (picks, &names[..]) {
-        ([], []) => return Err(NpzFault::Empty),
-        ([], [name]) => {
-            only = [Pick {
-                array: name.clone(),
-                input: input.to_owned(),
-            }];
-            &only[..]
-        }
-        ([], several) => return Err(NpzFault::Several(several.join(", "))),
-        (picks, _) => picks,
+pub fn open(file: &Arc<File>, picks: &[Pick], choice: &Choice) -> Result<Archive, InputFault> {
+    let names = names(file)?;
+    let only = match &names[..] {
+        [name] if picks.is_empty() => Some(pick(name, "")),
+        _ => None,
     };
+    let picks = if picks.is_empty() { only.as_slice() } else { picks };
+    let arrays = match (picks, choice.is_everything()) {
+        ([], true) => None,
+        // Columns are of one array.
+        ([], false) => return Err(NpzFault::Several(names.join(", ")).into()),
+        (picks, _) => Some(Arrays::new(members(file, picks)?, choice)?),
+    };
+    Ok(Archive {
+        file: file.clone(),
+        names,
+        choice: choice.clone(),
+        arrays,
+    })
+}
+
+fn pick(array: &str, input: &str) -> Pick {
+    Pick {
+        array: array.to_owned(),
+        input: input.to_owned(),
+    }
+}
+
+fn archive(file: &Arc<File>) -> Result<ZipArchive<BufReader<File>>, NpzFault> {
+    ZipArchive::new(BufReader::new(file.try_clone()?)).map_err(NpzFault::Archive)
+}
+
+fn names(file: &Arc<File>) -> Result<Vec<String>, NpzFault> {
+    let names: Vec<String> = archive(file)?.file_names().map(array_name).collect();
+    if names.is_empty() {
+        return Err(NpzFault::Empty);
+    }
+    Ok(names)
+}
+
+fn members(file: &Arc<File>, picks: &[Pick]) -> Result<Vec<Array>, NpzFault> {
+    let mut archive = archive(file)?;
+    let names: Vec<String> = archive.file_names().map(array_name).collect();
     picks
         .iter()
         .map(|pick| member(&mut archive, file, pick, &names))
         .collect()
+}
+
+impl Archive {
+    /// The arrays that have the names of the model's inputs, if there are no others.
+    fn by_name(&self, sending: &Sending) -> Result<Arrays, InputFault> {
+        let is_input = |name: &String| sending.takes.iter().any(|spec| spec.name == *name);
+        let all_are_inputs = self.names.iter().all(is_input);
+        if !all_are_inputs || self.names.len() != sending.takes.len() || !sending.input.is_empty() {
+            return Err(NpzFault::Several(self.names.join(", ")).into());
+        }
+        let picks: Vec<Pick> = self.names.iter().map(|name| pick(name, name)).collect();
+        Arrays::new(members(&self.file, &picks)?, &self.choice)
+    }
+}
+
+impl Source for Archive {
+    fn bind(&mut self, sending: &Sending) -> Result<(), InputFault> {
+        let arrays = match &mut self.arrays {
+            Some(arrays) => arrays,
+            None => {
+                let arrays = self.by_name(sending)?;
+                self.arrays.insert(arrays)
+            }
+        };
+        arrays.bind(sending)
+    }
+
+    fn read(&mut self, rows: usize) -> Result<Option<Block>, InputFault> {
+        self.arrays.as_mut().map_or(Ok(None), |arrays| arrays.read(rows))
+    }
+
+    fn skip(&mut self, rows: u64) -> Result<(), InputFault> {
+        self.arrays.as_mut().map_or(Ok(()), |arrays| arrays.skip(rows))
+    }
+
+    fn total(&self) -> Option<u64> {
+        self.arrays.as_ref().and_then(Source::total)
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.arrays.as_ref().map_or(0, Source::row_bytes)
+    }
+
+    fn key_names(&self) -> &[String] {
+        self.arrays.as_ref().map_or(&[], Source::key_names)
+    }
 }
 
 fn array_name(member: &str) -> String {
@@ -144,9 +232,8 @@ mod tests {
     use ndarray_npy::NpzWriter;
 
     use super::*;
-    use crate::cli::predict::array::Arrays;
-    use crate::cli::predict::columns::Choice;
-    use crate::cli::predict::rows::Source as _;
+    use crate::cli::predict::inputs::tests::{sending, spec};
+    use crate::wire::tensor::Datatype;
 
     fn archive(path: &Path, compressed: bool, arrays: &[(&str, Array2<f32>)]) {
         let file = File::create(path).unwrap();
@@ -161,15 +248,10 @@ mod tests {
         writer.finish().unwrap();
     }
 
-    fn pick(array: &str, input: &str) -> Pick {
-        Pick {
-            array: array.to_owned(),
-            input: input.to_owned(),
-        }
-    }
-
-    fn opened(path: &Path, picks: &[Pick]) -> Result<Vec<Array>, NpzFault> {
-        open(&Arc::new(File::open(path).unwrap()), picks, "x")
+    fn opened(path: &Path, picks: &[Pick], sending: &Sending) -> Result<Archive, InputFault> {
+        let mut archive = open(&Arc::new(File::open(path).unwrap()), picks, &Choice::default())?;
+        archive.bind(sending)?;
+        Ok(archive)
     }
 
     fn all(folder: &Path) -> [(&'static str, Array2<f32>); 2] {
@@ -187,8 +269,8 @@ mod tests {
         for compressed in [false, true] {
             archive(&path, compressed, &all(folder.path()));
 
-            let arrays = opened(&path, &[pick("b", "second"), pick("a", "first")]).unwrap();
-            let mut arrays = Arrays::new(arrays, &Choice::default()).unwrap();
+            let picks = [pick("b", "second"), pick("a", "first")];
+            let mut arrays = opened(&path, &picks, &Sending::default()).unwrap();
             arrays.skip(1).unwrap();
             let block = arrays.read(9).unwrap().unwrap();
 
@@ -207,12 +289,15 @@ mod tests {
         archive(&path, true, &all(folder.path()));
         let whole = std::fs::read(&path).unwrap();
 
-        let several = opened(&path, &[]).err().unwrap().to_string();
-        let none = opened(&path, &[pick("c", "")]).err().unwrap().to_string();
+        let several = opened(&path, &[], &Sending::default()).err().unwrap().to_string();
+        let none = opened(&path, &[pick("c", "")], &Sending::default())
+            .err()
+            .unwrap()
+            .to_string();
         std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
-        let cut = opened(&path, &[]).err().unwrap().to_string();
+        let cut = opened(&path, &[], &Sending::default()).err().unwrap().to_string();
         archive(&path, false, &[]);
-        let empty = opened(&path, &[]).err().unwrap().to_string();
+        let empty = opened(&path, &[], &Sending::default()).err().unwrap().to_string();
 
         assert_eq!(several, "it holds several arrays, so --array must name one: a, b");
         assert_eq!(none, "it holds no array `c`; it holds: a, b");
@@ -231,11 +316,51 @@ mod tests {
         bytes[at] ^= 1;
         std::fs::write(&path, bytes).unwrap();
 
-        let mut arrays = Arrays::new(opened(&path, &[]).unwrap(), &Choice::default()).unwrap();
+        let mut arrays = opened(&path, &[], &Sending::default()).unwrap();
         let first = arrays.read(2).map(|block| block.is_some());
         let last = arrays.read(2).unwrap_err();
 
         assert!(first.unwrap());
         assert!(crate::error::chain(&last).contains("it is damaged"), "{last}");
+    }
+
+    #[test]
+    fn inputs_without_rows_are_given_whole_to_every_job() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.npz");
+        let mut writer = NpzWriter::new(File::create(&path).unwrap());
+        writer
+            .add_array("x", &arr2(&[[1.0_f32, 2.0], [3.0, 4.0], [5.0, 6.0]]))
+            .unwrap();
+        writer.add_array("scale", &ndarray::arr0(0.5_f64)).unwrap();
+        writer.add_array("bias", &arr2(&[[1_i64, 2, 3]])).unwrap();
+        writer.finish().unwrap();
+        let takes = |bias: &[&str]| {
+            sending(vec![
+                spec("x", Datatype::Fp32, &["n", "2"]),
+                spec("scale", Datatype::Fp32, &[]),
+                spec("bias", Datatype::Fp32, bias),
+            ])
+        };
+
+        for bias in [&["1", "3"][..], &["1", "k"], &["k", "3"]] {
+            let mut archive = opened(&path, &[], &takes(bias)).unwrap();
+            archive.skip(1).unwrap();
+            let block = archive.read(1).unwrap().unwrap();
+
+            let tensors = block.tensors();
+            let shapes: Vec<&[usize]> = tensors.iter().map(|tensor| &tensor.shape[..]).collect();
+            assert_eq!(shapes, [&[1, 2][..], &[], &[1, 3]]);
+            assert_eq!(tensors[0].data[..], [3.0_f32, 4.0].map(f32::to_le_bytes).concat());
+            assert_eq!(tensors[2].data[..], [1.0_f32, 2.0, 3.0].map(f32::to_le_bytes).concat());
+            assert_eq!(archive.total(), Some(3));
+        }
+        let shape = opened(&path, &[], &takes(&["2", "3"])).err().unwrap().to_string();
+        let rows = opened(&path, &[], &takes(&["n", "3"])).err().unwrap().to_string();
+        assert!(
+            shape.contains("input `bias` is given whole to each job: its shape is [1, 3]"),
+            "{shape}"
+        );
+        assert!(rows.contains("`x` has 3 rows and `bias` has 1"), "{rows}");
     }
 }

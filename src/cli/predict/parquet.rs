@@ -2,85 +2,120 @@
 
 use std::fs::File;
 
-use arrow_array::cast::AsArray;
-use arrow_array::types::{
-    ArrowPrimitiveType, Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type,
-    UInt16Type, UInt32Type, UInt64Type,
-};
 use arrow_array::{Array, RecordBatch};
-use arrow_schema::{ArrowError, DataType, SchemaRef};
+use arrow_schema::{ArrowError, SchemaRef};
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+};
 use parquet::errors::ParquetError;
 
 use super::block::{Block, Key};
 use super::columns::{CellFault, Choice, Chosen, ColumnFault, column};
-use super::rows::{InputFault, Source};
-use super::table::TEXT_BYTES_GUESS;
-use crate::wire::elements::{Elements, Scalar};
-use crate::wire::tensor::{Datatype, Tensor};
+use super::faults::InputFault;
+use super::inputs::{Inputs, Sending};
+use super::parquet_schema::{check, index_columns, is_index};
+use super::parquet_values::{Unfit, Values, key};
+use super::rows::Source;
+use crate::wire::elements::Elements;
 
 /// A file, read batch by batch.
 pub struct Records {
     file: File,
+    schema: SchemaRef,
     chosen: Chosen,
     names: Vec<String>,
     /// Where the chosen columns lie in a batch, which has them in the file's order.
     places: Vec<usize>,
-    /// The shape of each chosen column in the first row: empty for a single value.
-    shapes: Vec<Vec<usize>>,
+    inputs: Inputs,
     total: u64,
     row: u64,
     reader: Option<ParquetRecordBatchReader>,
     batch: Option<RecordBatch>,
     /// The next row of the batch.
     at: usize,
-    datatype: Datatype,
-    input: String,
 }
 
 impl Records {
     /// # Errors
-    /// It is no whole file, has no rows or not the columns that are asked for, or its first row cannot be sent.
-    pub fn open(file: File, datatype: Datatype, choice: &Choice, input: &str) -> Result<Self, ParquetFault> {
+    /// It is no whole file, has no rows or not the columns that are asked for.
+    pub fn open(file: File, choice: &Choice) -> Result<Self, ParquetFault> {
+        let records = Self::open_any(file, choice)?;
+        if records.total == 0 {
+            return Err(ParquetFault::NoRows);
+        }
+        Ok(records)
+    }
+
+    /// As [`Self::open`], and a file without rows as well.
+    pub fn open_any(file: File, choice: &Choice) -> Result<Self, ParquetFault> {
         let builder = builder(&file)?;
-        let names: Vec<String> = builder
-            .schema()
-            .fields()
-            .iter()
-            .map(|field| field.name().clone())
-            .collect();
-        let chosen = choice.by_name(&names)?;
-        check(builder.schema(), &chosen)?;
+        let schema = builder.schema().clone();
+        let names: Vec<String> = schema.fields().iter().map(|field| field.name().clone()).collect();
+        let mut chosen = choice.by_name(&names)?;
+        if choice.columns.is_empty() {
+            let index = index_columns(builder.metadata().file_metadata().key_value_metadata());
+            chosen.columns.retain(|&place| !is_index(&names[place], &index));
+            if chosen.columns.is_empty() {
+                return Err(ColumnFault::NoneLeft.into());
+            }
+        }
+        let declared = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new());
+        check(&schema, declared.ok().map(|read| read.schema().clone()), &chosen)?;
         let total = builder.metadata().file_metadata().num_rows();
-        let mut read: Vec<usize> = chosen.columns.iter().chain(&chosen.keys).copied().collect();
-        read.sort_unstable();
-        let mut records = Self {
+        let mut places: Vec<usize> = chosen.columns.iter().chain(&chosen.keys).copied().collect();
+        places.sort_unstable();
+        Ok(Self {
             file,
+            schema,
             names,
-            places: read,
+            places,
             chosen,
-            shapes: Vec::new(),
+            inputs: Inputs::default(),
             total: u64::try_from(total).unwrap_or(0),
             row: 0,
             reader: None,
             batch: None,
             at: 0,
-            datatype,
-            input: input.to_owned(),
-        };
-        if records.total == 0 {
-            return Err(ParquetFault::NoRows);
+        })
+    }
+
+    /// Names and types of its columns.
+    pub fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    pub fn rows(&self) -> u64 {
+        self.total
+    }
+
+    pub fn inputs(&self) -> &Inputs {
+        &self.inputs
+    }
+
+    /// Goes on with the inputs of another file, whose rows its own must look like.
+    pub fn go_on_with(&mut self, inputs: Inputs) {
+        self.inputs = inputs;
+    }
+
+    /// Deals the columns out to the inputs, in the shapes of the first row.
+    ///
+    /// # Errors
+    /// They are no inputs of the model, or the first row cannot be sent.
+    pub fn bind_columns(&mut self, sending: &Sending) -> Result<(), ParquetFault> {
+        self.inputs = Inputs::of(sending, &self.chosen.columns, Some(&self.names))?;
+        self.reader = Some(self.reader(1, 0)?);
+        self.next_batch()?;
+        let shapes = self.row_shapes(&mut self.inputs.elements(0))?;
+        for (part, shapes) in self.inputs.parts.iter_mut().zip(shapes) {
+            part.shapes = shapes;
         }
-        records.reader = Some(records.reader(1, 0)?);
-        records.next_batch()?;
-        records.shapes = records.row_shapes(&mut Elements::new(datatype, 0))?;
-        if records.row_shape().contains(&0) {
+        if self.inputs.has_empty_row() {
             return Err(ParquetFault::Nothing);
         }
-        records.reader = None;
-        records.batch = None;
-        Ok(records)
+        self.reader = None;
+        self.batch = None;
+        Ok(())
     }
 
     /// Reads from row `first` on.
@@ -111,15 +146,34 @@ impl Records {
         self.batch.as_ref().map(|batch| &**batch.column(place))
     }
 
-    /// Appends the elements of the batch's next row, and returns their shapes.
-    fn row_shapes(&self, elements: &mut Elements) -> Result<Vec<Vec<usize>>, ParquetFault> {
-        let mut shapes = Vec::with_capacity(self.chosen.columns.len());
-        for &column in &self.chosen.columns {
-            let Some(array) = self.array(column) else { continue };
-            let shape = Values(elements).push(array, self.at);
-            shapes.push(shape.map_err(|fault| fault.at(self.place(column), self.datatype))?);
+    /// Appends the elements of the batch's next row, and returns the shapes of the columns of each input.
+    fn row_shapes(&self, elements: &mut [Elements]) -> Result<Vec<Vec<Vec<usize>>>, ParquetFault> {
+        let mut shapes = Vec::with_capacity(self.inputs.parts.len());
+        for (part, input) in self.inputs.parts.iter().enumerate() {
+            let mut of_part = Vec::with_capacity(input.columns.len());
+            for &column in &input.columns {
+                let Some(array) = self.array(column) else { continue };
+                let mut values = Values {
+                    inputs: &self.inputs,
+                    part,
+                    elements,
+                };
+                let shape = values.push(array, self.at);
+                of_part.push(shape.map_err(|unfit| self.unfit(part, column, unfit))?);
+            }
+            shapes.push(of_part);
         }
         Ok(shapes)
+    }
+
+    #[cold]
+    fn unfit(&self, part: usize, column: usize, unfit: Unfit) -> ParquetFault {
+        let place = self.place(column);
+        match unfit {
+            Unfit::Value(fault, cell) => self.inputs.fault(part, fault, place, &cell).into(),
+            Unfit::NotUtf8 => ParquetFault::NotUtf8 { place },
+            Unfit::Ragged => ParquetFault::Ragged(place),
+        }
     }
 
     fn place(&self, place: usize) -> String {
@@ -130,16 +184,23 @@ impl Records {
         )
     }
 
-    fn keys(&self) -> Vec<Key> {
-        let arrays = self.chosen.keys.iter().filter_map(|&key| self.array(key));
-        arrays.map(|array| key(array, self.at)).collect()
+    fn keys(&self) -> Result<Vec<Key>, ParquetFault> {
+        let places = self.chosen.keys.iter();
+        let arrays = places.filter_map(|&place| Some((place, self.array(place)?)));
+        let not_utf8 = |place| ParquetFault::NotUtf8 {
+            place: self.place(place),
+        };
+        arrays
+            .map(|(place, array)| key(array, self.at).ok_or_else(|| not_utf8(place)))
+            .collect()
     }
 
-    fn fit(&self, shapes: &[Vec<usize>]) -> Result<(), ParquetFault> {
-        for (index, (came, before)) in shapes.iter().zip(&self.shapes).enumerate() {
-            if came != before {
+    fn fit(&self, shapes: &[Vec<Vec<usize>>]) -> Result<(), ParquetFault> {
+        for (part, came) in self.inputs.parts.iter().zip(shapes) {
+            let mut pairs = came.iter().zip(&part.shapes).zip(&part.columns);
+            if let Some(((came, before), &column)) = pairs.find(|((came, before), _)| came != before) {
                 return Err(ParquetFault::Uneven {
-                    place: self.place(self.chosen.columns[index]),
+                    place: self.place(column),
                     came: came.clone(),
                     before: before.clone(),
                 });
@@ -148,24 +209,17 @@ impl Records {
         Ok(())
     }
 
-    /// Of one row as it is sent: a single list as it is nested, several columns one after the other.
-    fn row_shape(&self) -> Vec<usize> {
-        match &self.shapes[..] {
-            [shape] if !shape.is_empty() => shape.clone(),
-            shapes => vec![shapes.iter().map(|shape| shape.iter().product::<usize>()).sum()],
-        }
-    }
-
     /// Rows of a batch that is neither many small pieces nor much memory.
     fn batch_rows(&self) -> usize {
-        (BATCH_BYTES / self.row_bytes().max(1)).clamp(1, BATCH_ROWS_MAX)
+        (BATCH_BYTES / self.inputs.row_bytes().max(1)).clamp(1, BATCH_ROWS_MAX)
     }
 
-    fn read_rows(&mut self, rows: usize) -> Result<Option<Block>, ParquetFault> {
+    /// As [`Source::read`].
+    pub fn read_rows(&mut self, rows: usize) -> Result<Option<Block>, ParquetFault> {
         if self.reader.is_none() {
             self.reader = Some(self.reader(self.batch_rows(), self.row)?);
         }
-        let mut elements = Elements::new(self.datatype, 0);
+        let mut elements = self.inputs.elements(0);
         let mut keys = Vec::new();
         let mut count = 0;
         while count < rows {
@@ -175,33 +229,34 @@ impl Records {
             let shapes = self.row_shapes(&mut elements)?;
             self.fit(&shapes)?;
             if !self.chosen.keys.is_empty() {
-                keys.push(self.keys());
+                keys.push(self.keys()?);
             }
             self.at += 1;
             self.row += 1;
             count += 1;
         }
-        Ok((count > 0).then(|| Block {
-            inputs: vec![Tensor {
-                name: self.input.clone(),
-                datatype: self.datatype,
-                shape: [vec![count], self.row_shape()].concat(),
-                data: elements.finish(),
-            }],
-            keys,
-        }))
+        Ok((count > 0).then(|| Block::new(self.inputs.tensors(count, elements), keys)))
+    }
+
+    /// As [`Source::skip`].
+    pub fn pass(&mut self, rows: u64) {
+        self.row = (self.row + rows).min(self.total);
+        self.reader = None;
+        self.batch = None;
     }
 }
 
 impl Source for Records {
+    fn bind(&mut self, sending: &Sending) -> Result<(), InputFault> {
+        Ok(self.bind_columns(sending)?)
+    }
+
     fn read(&mut self, rows: usize) -> Result<Option<Block>, InputFault> {
         Ok(self.read_rows(rows)?)
     }
 
     fn skip(&mut self, rows: u64) -> Result<(), InputFault> {
-        self.row = (self.row + rows).min(self.total);
-        self.reader = None;
-        self.batch = None;
+        self.pass(rows);
         Ok(())
     }
 
@@ -210,8 +265,7 @@ impl Source for Records {
     }
 
     fn row_bytes(&self) -> usize {
-        let elements: usize = self.row_shape().iter().product();
-        elements * self.datatype.element_bytes().unwrap_or(TEXT_BYTES_GUESS)
+        self.inputs.row_bytes()
     }
 
     fn key_names(&self) -> &[String] {
@@ -230,136 +284,6 @@ fn builder(file: &File) -> Result<ParquetRecordBatchReaderBuilder<File>, Parquet
     ParquetRecordBatchReaderBuilder::try_new_with_options(file, options).map_err(ParquetFault::NotParquet)
 }
 
-/// Refuses what no row could be made of, before anything is read.
-fn check(schema: &SchemaRef, chosen: &Chosen) -> Result<(), ParquetFault> {
-    for &place in &chosen.columns {
-        let field = schema.field(place);
-        let mut inner = field.data_type();
-        while let DataType::List(item) = inner {
-            inner = item.data_type();
-        }
-        if scalar_of(inner).is_none() {
-            return Err(ParquetFault::Type {
-                column: column(place, Some(field.name())),
-                came: field.data_type().to_string(),
-            });
-        }
-    }
-    for &place in &chosen.keys {
-        let field = schema.field(place);
-        if scalar_of(field.data_type()).is_none() {
-            return Err(ParquetFault::KeyType {
-                column: column(place, Some(field.name())),
-                came: field.data_type().to_string(),
-            });
-        }
-    }
-    Ok(())
-}
-
-type ReadScalar = for<'a> fn(&'a dyn Array, usize) -> Scalar<'a>;
-
-/// How a value of this type is read.
-fn scalar_of(data_type: &DataType) -> Option<ReadScalar> {
-    fn integer<T: ArrowPrimitiveType<Native: Into<i128>>>(array: &dyn Array, row: usize) -> Scalar<'_> {
-        Scalar::Integer(array.as_primitive::<T>().value(row).into())
-    }
-    fn float<T: ArrowPrimitiveType<Native: Into<f64>>>(array: &dyn Array, row: usize) -> Scalar<'_> {
-        Scalar::Float(array.as_primitive::<T>().value(row).into())
-    }
-    Some(match data_type {
-        DataType::Boolean => |array, row| Scalar::Bool(array.as_boolean().value(row)),
-        DataType::Int8 => integer::<Int8Type>,
-        DataType::Int16 => integer::<Int16Type>,
-        DataType::Int32 => integer::<Int32Type>,
-        DataType::Int64 => integer::<Int64Type>,
-        DataType::UInt8 => integer::<UInt8Type>,
-        DataType::UInt16 => integer::<UInt16Type>,
-        DataType::UInt32 => integer::<UInt32Type>,
-        DataType::UInt64 => integer::<UInt64Type>,
-        DataType::Float16 => float::<Float16Type>,
-        DataType::Float32 => float::<Float32Type>,
-        DataType::Float64 => float::<Float64Type>,
-        DataType::Utf8 => |array, row| Scalar::Text(array.as_string::<i32>().value(row).into()),
-        DataType::Binary => |array, row| Scalar::Binary(array.as_binary::<i32>().value(row)),
-        _ => return None,
-    })
-}
-
-/// Takes in the values of one cell.
-struct Values<'e>(&'e mut Elements);
-
-impl Values<'_> {
-    /// Appends what row `row` of `array` holds, and returns its shape: none for a single value.
-    fn push(&mut self, array: &dyn Array, row: usize) -> Result<Vec<usize>, ValueFault> {
-        if array.is_null(row) {
-            return Err(ValueFault::Missing);
-        }
-        if let Some(list) = array.as_list_opt::<i32>() {
-            let values = list.value(row);
-            let mut inner = None;
-            for index in 0..values.len() {
-                let shape = self.push(&values, index)?;
-                match &inner {
-                    None => inner = Some(shape),
-                    Some(first) if *first == shape => {}
-                    Some(_) => return Err(ValueFault::Ragged),
-                }
-            }
-            return Ok([vec![values.len()], inner.unwrap_or_default()].concat());
-        }
-        let read = scalar_of(array.data_type()).ok_or(ValueFault::Ragged)?;
-        let scalar = read(array, row);
-        let pushed = self.0.push(&scalar);
-        pushed
-            .map(|()| Vec::new())
-            .map_err(|_| ValueFault::Value(text(&scalar)))
-    }
-}
-
-fn key(array: &dyn Array, row: usize) -> Key {
-    if array.is_null(row) {
-        return Key::Literal("null".to_owned());
-    }
-    match scalar_of(array.data_type()).map(|read| read(array, row)) {
-        Some(Scalar::Text(text)) => Key::Text(text.into_owned()),
-        Some(Scalar::Binary(bytes)) => Key::Text(String::from_utf8_lossy(bytes).into_owned()),
-        Some(Scalar::Float(value)) if !value.is_finite() => Key::Literal("null".to_owned()),
-        Some(scalar) => Key::Literal(text(&scalar)),
-        // `check` lets no other type pass.
-        None => Key::Literal("null".to_owned()),
-    }
-}
-
-/// What is wrong with a value, whose place the caller knows.
-enum ValueFault {
-    Missing,
-    Value(String),
-    Ragged,
-}
-
-impl ValueFault {
-    fn at(self, place: String, datatype: Datatype) -> ParquetFault {
-        match self {
-            Self::Missing => CellFault::Missing { place }.into(),
-            Self::Value(cell) => CellFault::value(place, &cell, datatype).into(),
-            Self::Ragged => ParquetFault::Ragged(place),
-        }
-    }
-}
-
-fn text(scalar: &Scalar<'_>) -> String {
-    match scalar {
-        Scalar::Null | Scalar::Nil => "null".to_owned(),
-        Scalar::Bool(value) => value.to_string(),
-        Scalar::Integer(value) => value.to_string(),
-        Scalar::Float(value) => format!("{value:?}"),
-        Scalar::Decimal(text) => (*text).to_owned(),
-        Scalar::Text(text) => text.to_string(),
-        Scalar::Binary(bytes) => String::from_utf8_lossy(bytes).into_owned(),
-    }
-}
-
 /// Why a Parquet file cannot be sent as rows.
 #[derive(Debug, thiserror::Error)]
 pub enum ParquetFault {
@@ -371,10 +295,14 @@ pub enum ParquetFault {
     NoRows,
     #[error("its first row holds no values")]
     Nothing,
-    #[error("column {column} is of type {came}; allowed are numbers, booleans, texts and lists of them")]
+    #[error(
+        "column {column} is of type {came}; allowed are numbers, booleans, texts and lists of them: a date, a time or a duration is a number only in a unit of your choice"
+    )]
     Type { column: String, came: String },
-    #[error("column {column} is of type {came}; a key may be a number, a boolean or a text")]
+    #[error("column {column} is of type {came}; a key may be a number, a boolean, a text, a date or a time")]
     KeyType { column: String, came: String },
+    #[error("{place}: its bytes are not UTF-8, so that they are no text")]
+    NotUtf8 { place: String },
     #[error("it is damaged")]
     Damaged(#[source] ParquetError),
     #[error("it is damaged, or compressed in a way that is not known, from row {row} (from 0) on")]

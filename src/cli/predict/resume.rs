@@ -10,9 +10,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use super::answers::Layout;
+use super::folder::{FolderFault, stamps};
 use super::target::{PARTIAL, beside};
 
 /// How far a run has come.
@@ -143,6 +145,25 @@ pub fn settings_of_input(metadata: &Metadata) -> [(String, String); 2] {
     ]
 }
 
+/// By what a folder of files is known again.
+///
+/// # Errors
+/// It cannot be read.
+pub fn settings_of_folder(folder: &Path) -> Result<Settings, ResumeError> {
+    let stamps = stamps(folder).map_err(|cause| ResumeError::Folder {
+        path: folder.to_owned(),
+        cause: Box::new(cause),
+    })?;
+    let mut digest = Sha256::new();
+    for (name, metadata) in &stamps {
+        let [(_, size), (_, time)] = settings_of_input(metadata);
+        digest.update(format!("{name}\n{size}\n{time}\n"));
+    }
+    let digest: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let files = format!("{}, with names, sizes and times of digest {digest}", stamps.len());
+    Ok([("number of files, or names, sizes or times of them".to_owned(), files)].into())
+}
+
 fn difference(before: &Settings, now: &Settings) -> Option<(String, String, String)> {
     let said =
         |settings: &Settings, what: &String| settings.get(what).map_or_else(|| "unsaid".to_owned(), Clone::clone);
@@ -168,6 +189,12 @@ pub enum ResumeError {
         path: PathBuf,
         #[source]
         cause: serde_json::Error,
+    },
+    #[error("cannot use {}", path.display())]
+    Folder {
+        path: PathBuf,
+        #[source]
+        cause: Box<FolderFault>,
     },
     #[error("cannot read {}", path.display())]
     Read {
@@ -257,5 +284,24 @@ mod tests {
         notes.write(progress(10), Instant::now()).unwrap();
 
         assert!(notes.read().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_folder_is_known_again_by_its_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("a.parquet"), "1").unwrap();
+        fs::write(path("_SUCCESS"), "").unwrap();
+
+        let before = settings_of_folder(folder.path()).unwrap();
+        fs::write(path("_metadata"), "").unwrap();
+        let same = settings_of_folder(folder.path()).unwrap();
+        fs::rename(path("a.parquet"), path("b.parquet")).unwrap();
+        let renamed = settings_of_folder(folder.path()).unwrap();
+        fs::write(path("c.parquet"), "1").unwrap();
+        let more = settings_of_folder(folder.path()).unwrap();
+
+        assert_eq!(before, same);
+        assert!(before != renamed && renamed != more);
     }
 }

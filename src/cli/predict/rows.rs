@@ -4,52 +4,17 @@
 //! are due and signals want to be heard. It is at most a few blocks ahead.
 
 use std::fmt;
-use std::fs::{File, Metadata};
-use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
 
-use clap::ValueEnum;
 use tokio::sync::mpsc;
 
-use super::array::{Array, Arrays, Section, Stream};
 use super::block::Block;
-use super::columns::{Choice, ColumnFault};
-use super::lines::{LineFault, Lines};
-use super::npy::NpyFault;
-use super::npz::{self, NpzFault, Pick};
-use super::parquet::{ParquetFault, Records};
-use super::table::{FirstLine, Table, TableFault};
-use crate::wire::tensor::Datatype;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum InputFormat {
-    /// An array of NumPy
-    Npy,
-    /// An archive of arrays of NumPy
-    Npz,
-    /// Comma-separated cells
-    Csv,
-    /// Apache Parquet
-    Parquet,
-    /// An array of numbers or an object of columns a line
-    Jsonl,
-}
-
-impl InputFormat {
-    fn of(path: &Path) -> Option<Self> {
-        let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
-        Self::from_str(extension.to_str()?, true).ok()
-    }
-
-    /// True where the file says the datatype of its numbers, and holds no others.
-    fn has_datatype(self) -> bool {
-        matches!(self, Self::Npy | Self::Npz)
-    }
-}
+use super::faults::{InputError, InputFault};
+use super::input::{Input, Opened, Reading};
+use super::inputs::Sending;
+use crate::model::signature::TensorSpec;
 
 /// Rows that go together in one job, where the user has decided it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,38 +49,14 @@ impl FromStr for RowsPerJob {
 #[error("allowed is a number from 1, or all")]
 pub struct NotRowsPerJob;
 
-/// How the rows are to be read.
-#[derive(Debug, Clone)]
-pub struct Reading {
-    /// `None`: as the name of the file says.
-    pub format: Option<InputFormat>,
-    pub rows_per_job: Option<RowsPerJob>,
-    /// Of the numbers of a table; an array knows its own.
-    pub datatype: Option<Datatype>,
-    pub first_line: FirstLine,
-    pub choice: Choice,
-    pub arrays: Vec<Pick>,
-    /// The input of the model that takes the rows; empty is the only one.
-    pub input: String,
-}
-
-impl Reading {
-    /// Every column of what the file has, or its only array.
-    pub fn whole(datatype: Option<Datatype>) -> Self {
-        Self {
-            format: None,
-            rows_per_job: None,
-            datatype,
-            first_line: FirstLine::Unsaid,
-            choice: Choice::default(),
-            arrays: Vec::new(),
-            input: String::new(),
-        }
-    }
-}
-
 /// What gives rows.
 pub trait Source: Send {
+    /// Decides what becomes of the columns or arrays, once and before anything is read or passed over.
+    ///
+    /// # Errors
+    /// They are no inputs of the model.
+    fn bind(&mut self, sending: &Sending) -> Result<(), InputFault>;
+
     /// Reads up to `rows` rows, more than none; `None` at the end.
     ///
     /// # Errors
@@ -144,119 +85,6 @@ pub trait Source: Send {
     fn key_names(&self) -> &[String];
 }
 
-/// A file of rows, or standard input.
-pub struct Input {
-    path: PathBuf,
-    file: File,
-    /// `None` for what comes only once, such as a pipe.
-    regular: Option<Metadata>,
-}
-
-impl Input {
-    /// # Errors
-    /// There is no such file, or it may not be read.
-    pub fn open(path: &Path) -> Result<Self, InputError> {
-        let error = |fault: io::Error| InputError::new(path, fault.into());
-        let file = if is_stdin(path) {
-            io::stdin().as_fd().try_clone_to_owned().map(File::from)
-        } else {
-            File::open(path)
-        };
-        let file = file.map_err(error)?;
-        let metadata = file.metadata().map_err(error)?;
-        if metadata.is_dir() {
-            return Err(error(io::ErrorKind::IsADirectory.into()));
-        }
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            regular: metadata.is_file().then_some(metadata),
-        })
-    }
-
-    /// Of a file that can be read again.
-    pub fn metadata(&self) -> Option<&Metadata> {
-        self.regular.as_ref()
-    }
-
-    /// Blocks of up to `rows` rows, read when they are asked for.
-    ///
-    /// # Errors
-    /// Nothing in the file can be sent.
-    pub fn blocks(
-        self,
-        reading: &Reading,
-        rows: usize,
-    ) -> Result<impl Iterator<Item = Result<Block, InputError>>, InputError> {
-        let path = self.path.clone();
-        let mut source = self.source(reading).map_err(|fault| InputError::new(&path, fault))?;
-        let read = move || {
-            source
-                .read(rows)
-                .map_err(|fault| InputError::new(&path, fault))
-                .transpose()
-        };
-        Ok(std::iter::from_fn(read))
-    }
-
-    fn source(self, reading: &Reading) -> Result<Box<dyn Source>, InputFault> {
-        let format = reading.format.or_else(|| InputFormat::of(&self.path));
-        let format = format.ok_or(InputFault::Extension)?;
-        if format.has_datatype() && reading.datatype.is_some() {
-            return Err(InputFault::DatatypeOfArray);
-        }
-        if format != InputFormat::Npz && !reading.arrays.is_empty() {
-            return Err(InputFault::ArrayOfOther);
-        }
-        let datatype = reading.datatype.unwrap_or(Datatype::Fp32);
-        let (choice, input) = (&reading.choice, &*reading.input);
-        Ok(match format {
-            InputFormat::Npy => {
-                let array = self.array(input.to_owned())?;
-                Box::new(Arrays::new(vec![array], choice)?)
-            }
-            InputFormat::Npz => {
-                let file = Arc::new(self.seekable()?);
-                Box::new(Arrays::new(npz::open(&file, &reading.arrays, input)?, choice)?)
-            }
-            InputFormat::Csv => Box::new(Table::open(self.file, datatype, reading.first_line, choice, input)?),
-            InputFormat::Jsonl => Box::new(Lines::open(self.file, datatype, choice, input)?),
-            InputFormat::Parquet => Box::new(Records::open(self.seekable()?, datatype, choice, input)?),
-        })
-    }
-
-    fn array(self, name: String) -> Result<Array, InputFault> {
-        let Some(metadata) = self.regular else {
-            return Ok(Array::open(name, Box::new(Stream(self.file)))?);
-        };
-        let section = Section {
-            file: Arc::new(self.file),
-            at: 0,
-            left: metadata.len(),
-        };
-        let array = Array::open(name, Box::new(section))?;
-        let came = metadata.len().saturating_sub(array.header_bytes());
-        let promised = array.header().shape[0] as u64 * array.header().row_bytes() as u64;
-        // Looked at first, so that nothing is sent of a file that turns out to be cut.
-        if came < promised {
-            return Err(InputFault::Cut { came, promised });
-        }
-        Ok(array)
-    }
-
-    fn seekable(self) -> Result<File, InputFault> {
-        match self.regular {
-            Some(_) => Ok(self.file),
-            None => Err(InputFault::NoFile),
-        }
-    }
-}
-
-/// Whether the name stands for standard input.
-pub fn is_stdin(path: &Path) -> bool {
-    path.as_os_str() == "-"
-}
-
 /// Blocks of rows, each as big as a job may be.
 pub struct Rows {
     path: PathBuf,
@@ -266,8 +94,6 @@ pub struct Rows {
     rest: Option<Block>,
     /// Set where the model takes fewer rows than a block has.
     rows_max: usize,
-    key_names: Vec<String>,
-    total: Option<u64>,
     total_guess: u64,
 }
 
@@ -277,37 +103,67 @@ struct Delivered {
     total_guess: u64,
 }
 
-impl Rows {
-    /// Begins to read, after the first `skipped` rows.
+/// A file of rows that is open, and not yet read: what the model takes may still have to be asked.
+pub struct Opening {
+    path: PathBuf,
+    opened: Opened,
+    sending: Sending,
+    rows_per_job: Option<RowsPerJob>,
+}
+
+impl Opening {
+    /// # Errors
+    /// The file is not what it is said to be, has no rows, or not the columns that are asked for.
+    pub fn of(input: Input, reading: &Reading) -> Result<Self, InputError> {
+        let path = input.path().to_owned();
+        let opened = input.source(reading);
+        Ok(Self {
+            opened: opened.map_err(|fault| InputError::new(&path, fault))?,
+            path,
+            sending: reading.sending.clone(),
+            rows_per_job: reading.rows_per_job,
+        })
+    }
+
+    pub fn key_names(&self) -> &[String] {
+        self.opened.source.key_names()
+    }
+
+    /// Rows of the whole file, if it says so itself.
+    pub fn total(&self) -> Option<u64> {
+        self.opened.source.total()
+    }
+
+    /// Begins to read after the first `skipped` rows, for a model that takes these inputs; none are not known.
     ///
     /// # Errors
-    /// Nothing in the file can be sent.
-    pub fn open(input: Input, reading: &Reading, skipped: u64) -> Result<Self, InputError> {
-        let path = input.path.clone();
-        let file_bytes = input.regular.as_ref().map_or(0, Metadata::len);
-        let opened = input.source(reading).and_then(|mut source| {
-            source.skip(skipped)?;
-            Ok(source)
-        });
-        let source = opened.map_err(|fault| InputError::new(&path, fault))?;
+    /// The rows are no inputs of the model.
+    pub fn start(mut self, takes: Vec<TensorSpec>, skipped: u64) -> Result<Rows, InputError> {
+        self.sending.takes = takes;
+        let mut source = self.opened.source;
+        let ready = source.bind(&self.sending).and_then(|()| source.skip(skipped));
+        let (path, file_bytes, rows_per_job) = (self.path, self.opened.file_bytes, self.rows_per_job);
+        ready.map_err(|fault| InputError::new(&path, fault))?;
         let fitting = (JOB_BYTES / source.row_bytes().max(1)).clamp(1, ROWS_PER_JOB_MAX);
         // A power of two: batches are as big, and one row more than a batch would be another run.
         let fitting = 1 << fitting.ilog2();
-        Ok(Self::start(Reader {
+        Ok(Rows::start(Reader {
             path,
             source,
             file_bytes,
-            block_rows: match reading.rows_per_job {
+            block_rows: match rows_per_job {
                 Some(RowsPerJob::Rows(rows)) => rows.get(),
                 Some(RowsPerJob::All) | None => fitting,
             },
-            is_one_job: reading.rows_per_job == Some(RowsPerJob::All),
+            is_one_job: rows_per_job == Some(RowsPerJob::All),
             rows: skipped,
         }))
     }
+}
 
+impl Rows {
     fn start(reader: Reader) -> Self {
-        let (key_names, total) = (reader.source.key_names().to_vec(), reader.source.total());
+        let total = reader.source.total();
         let (sender, blocks) = mpsc::channel(BLOCKS_AHEAD);
         let rows_max = if reader.is_one_job {
             usize::MAX
@@ -321,19 +177,8 @@ impl Rows {
             blocks,
             rest: None,
             rows_max,
-            key_names,
-            total,
             total_guess: total.unwrap_or(0),
         }
-    }
-
-    pub fn key_names(&self) -> &[String] {
-        &self.key_names
-    }
-
-    /// Rows of the whole file, if it says so itself.
-    pub fn total(&self) -> Option<u64> {
-        self.total
     }
 
     /// Rows of the whole file: of a table guessed by the length of the lines so far; 0 if nobody can tell.
@@ -426,63 +271,6 @@ impl Reader {
     }
 }
 
-/// A file of rows cannot be sent.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot use {}", if is_stdin(.path) { "standard input".into() } else { .path.to_string_lossy() })]
-pub struct InputError {
-    path: PathBuf,
-    #[source]
-    fault: InputFault,
-}
-
-impl InputError {
-    fn new(path: &Path, fault: InputFault) -> Self {
-        Self {
-            path: path.to_owned(),
-            fault,
-        }
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum InputFault {
-    #[error("its name must end in .npy, .npz, .csv, .parquet or .jsonl, or --input-format must say what it is")]
-    Extension,
-    #[error("--datatype is for tables (.csv, .jsonl, .parquet); arrays have their own")]
-    DatatypeOfArray,
-    #[error("--array is for .npz; nothing else holds several")]
-    ArrayOfOther,
-    #[error("its contents are listed at its end, so it must be a file and no pipe")]
-    NoFile,
-    #[error("it is cut: it holds {came} bytes of data, its header promises {promised}")]
-    Cut { came: u64, promised: u64 },
-    #[error("`{one}` has {rows} rows and `{other}` has {other_rows}; inputs of one model have as many each")]
-    Lengths {
-        one: String,
-        rows: u64,
-        other: String,
-        other_rows: u64,
-    },
-    #[error("--columns and --key are for one array; several of them are sent whole")]
-    ColumnsOfArrays,
-    #[error(transparent)]
-    Columns(#[from] ColumnFault),
-    #[error(transparent)]
-    Npy(#[from] NpyFault),
-    #[error(transparent)]
-    Npz(#[from] NpzFault),
-    #[error(transparent)]
-    Table(#[from] TableFault),
-    #[error(transparent)]
-    Lines(#[from] LineFault),
-    #[error(transparent)]
-    Parquet(#[from] ParquetFault),
-    #[error("reading it broke off, by a mistake in inferq: not all of its rows were sent")]
-    BrokenOff,
-    #[error("cannot read it")]
-    Io(#[from] io::Error),
-}
-
 /// A job of this size costs a broker little more for each row than a bigger one does (`benches/plots/growth.md`), and rows of
 /// 4 kB fill one run of a worker, which takes 64 of them at a time.
 const JOB_BYTES: usize = 256 * 1024;
@@ -492,9 +280,12 @@ const BLOCKS_AHEAD: usize = 4;
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use super::super::columns::Choice;
     use super::super::npy::Header;
     use super::*;
-    use crate::wire::tensor::Tensor;
+    use crate::wire::tensor::{Datatype, Tensor};
 
     fn file(name: &str, content: &[u8]) -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
@@ -511,14 +302,21 @@ mod tests {
     }
 
     fn open(path: &Path, reading: &Reading, skipped: u64) -> Result<Rows, InputError> {
-        Rows::open(Input::open(path)?, reading, skipped)
+        Opening::of(Input::open(path)?, reading)?.start(Vec::new(), skipped)
+    }
+
+    fn of_bytes(reading: Reading) -> Reading {
+        Reading {
+            sending: Sending {
+                datatype: Some(Datatype::Uint8),
+                ..Sending::default()
+            },
+            ..reading
+        }
     }
 
     fn npy(shape: &[usize]) -> Vec<u8> {
-        let header = Header {
-            datatype: Datatype::Uint8,
-            shape: shape.to_vec(),
-        };
+        let header = Header::new(Datatype::Uint8, shape.to_vec());
         let count = shape.iter().product::<usize>();
         [header.encode().unwrap(), (0..count).map(|i| i as u8).collect()].concat()
     }
@@ -540,7 +338,7 @@ mod tests {
         let (_folder, path) = file("x.npy", &npy(&[5, 2, 3]));
 
         let mut rows = open(&path, &reading(2), 0).unwrap();
-        assert_eq!(rows.total(), Some(5));
+        assert_eq!(rows.total_guess(), 5);
         let tensors = tensors(&mut rows).await;
 
         assert_eq!(shapes(&tensors), [[2, 2, 3], [2, 2, 3], [1, 2, 3]]);
@@ -556,8 +354,7 @@ mod tests {
             ("x.jsonl", b"[0]\n[1]\n\n[2]\n[3]\n[4]\n".to_vec()),
         ] {
             let (_folder, path) = file(name, &content);
-            let datatype = (name != "x.npy").then_some(Datatype::Uint8);
-            let reading = Reading { datatype, ..reading(2) };
+            let reading = of_bytes(reading(2));
 
             let left = tensors(&mut open(&path, &reading, 3).unwrap()).await;
             let none = tensors(&mut open(&path, &reading, 5).unwrap()).await;
@@ -603,15 +400,14 @@ mod tests {
     async fn all_rows_of_a_file_go_together_with_their_keys() {
         let lines: String = (0..700).map(|row| format!("{row},{}\n", row % 256)).collect();
         let (_folder, path) = file("x.csv", format!("id,a\n{lines}").as_bytes());
-        let reading = Reading {
+        let reading = of_bytes(Reading {
             rows_per_job: Some(RowsPerJob::All),
-            datatype: Some(Datatype::Uint8),
             choice: Choice {
                 columns: Vec::new(),
                 keys: vec!["id".to_owned()],
             },
             ..Reading::whole(None)
-        };
+        });
 
         let mut rows = open(&path, &reading, 0).unwrap();
         let block = rows.next().await.unwrap().unwrap();
@@ -637,6 +433,10 @@ mod tests {
         struct Panics;
 
         impl Source for Panics {
+            fn bind(&mut self, _: &Sending) -> Result<(), InputFault> {
+                Ok(())
+            }
+
             fn read(&mut self, _: usize) -> Result<Option<Block>, InputFault> {
                 panic!("a planted mistake");
             }
@@ -697,7 +497,7 @@ mod tests {
             ("x.jsonl", b"", "it is empty"),
             ("x.parquet", b"", "it is empty"),
             ("x.npz", b"", "no whole .npz archive"),
-            ("x.txt", b"1,2", "must end in .npy, .npz, .csv, .parquet or .jsonl"),
+            ("x.txt", b"1,2", "must end in .npy, .npz, .csv, .tsv"),
         ] {
             let (_folder, path) = file(name, content);
 

@@ -7,6 +7,7 @@ use ndarray_npy::{NpzWriter, read_npy, write_npy};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 
+use super::onnx::{self, Axis};
 use super::{Desk, rows, stderr, write_rows};
 use crate::support::{root, test_models, within};
 
@@ -225,10 +226,7 @@ async fn a_model_with_several_inputs_is_given_as_many_arrays() {
 #[tokio::test]
 async fn a_model_that_takes_one_row_is_sent_one_at_a_time() {
     let desk = Desk::new();
-    let repository = desk.folder.path().join("models");
-    let model = repository.join("single/1");
-    std::fs::create_dir_all(&model).expect("a folder");
-    std::fs::write(model.join("model.onnx"), negation_of_one_row()).expect("a file");
+    let repository = onnx::repository(desk.folder.path(), "single", &negation_of_one_row());
     let _worker = desk.scene.worker("single").repository(&repository).start().await;
     write_rows(&desk.path("x.npy"), &rows(600));
 
@@ -246,24 +244,8 @@ async fn a_model_that_takes_one_row_is_sent_one_at_a_time() {
 
 /// ONNX of y = -x for FP32 `[1, 4]`: most exporters fix the first axis unless told otherwise.
 fn negation_of_one_row() -> Vec<u8> {
-    let field = |number: u8, content: &[u8]| {
-        let length = u8::try_from(content.len()).expect("a short field");
-        [&[number << 3 | 2, length], content].concat()
-    };
-    let number = |field: u8, value: u8| vec![field << 3, value];
-    let axes = [1, 4].map(|axis| field(1, &number(1, axis))).concat();
-    let tensor = field(1, &[number(1, 1), field(2, &axes)].concat());
-    let value = |name: &[u8]| [field(1, name), field(2, &tensor)].concat();
-    let node = [field(1, b"x"), field(2, b"y"), field(4, b"Neg")].concat();
-    let graph = [
-        field(1, &node),
-        field(2, b"g"),
-        field(11, &value(b"x")),
-        field(12, &value(b"y")),
-    ]
-    .concat();
-    let opset = number(2, 13);
-    [number(1, 7), field(7, &graph), field(8, &opset)].concat()
+    let value = |name| onnx::value(name, onnx::FLOAT, &[Axis::Size(1), Axis::Size(4)]);
+    onnx::model(&[("Neg", &["x"], "y")], &[value("x")], &[value("y")])
 }
 
 /// Texts, each with something wrong, and what is said of it.
