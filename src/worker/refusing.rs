@@ -100,8 +100,6 @@ struct Entry {
     look_first: bool,
     /// Whether something was refused on the channel that all share.
     refused: bool,
-    /// Whether a trial has ended since it began to refuse.
-    tried: bool,
     logged: Option<Instant>,
 }
 
@@ -419,7 +417,6 @@ impl Entry {
             backoff: Backoff::new(WAIT_MAX),
             look_first: false,
             refused: false,
-            tried: false,
             logged: None,
         }
     }
@@ -429,7 +426,7 @@ impl Entry {
         self.refused |= fate == Fate::Refused;
         if self.phase == Phase::Open {
             if now.saturating_duration_since(self.heard) > QUIET {
-                (self.since, self.why, self.tried) = (now, Why::Unknown, false);
+                (self.since, self.why) = (now, Why::Unknown);
                 self.backoff.reset();
             }
             self.phase = Phase::Waiting(now + self.backoff.next(jitter));
@@ -438,7 +435,7 @@ impl Entry {
     }
 
     fn learn(&mut self, finding: &Finding, destination: &Destination, now: Instant, jitter: f64) {
-        (self.heard, self.tried) = (now, true);
+        self.heard = now;
         match finding {
             Finding::Taken => {
                 if self.logged.take().is_some() {
@@ -482,14 +479,13 @@ impl Entry {
         self.held.len() > each || model_held > all
     }
 
-    /// The most that may be held back for this queue, and for all queues of a model together. Until a trial has found out
-    /// anything it is the window itself, for a moment; and a new leader may be a moment away.
+    /// The most that may be held back for this queue, and for all queues of a model together. Without a reason a new leader
+    /// may be a moment away, and nobody is to blame: then it is the window itself.
     fn bounds(&self, window: usize, now: Instant) -> (usize, usize) {
-        let since = now.saturating_duration_since(self.since);
-        match self.why {
-            Why::Unknown if !self.tried && since < FIRST_TRIAL => (usize::MAX, usize::MAX),
-            Why::Unknown if since < ELECTION => (usize::MAX, (window / 2).max(1)),
-            Why::Unknown | Why::Full(_) | Why::Away(_) => (HELD_MAX, (window / 4).max(1)),
+        if self.why == Why::Unknown && now.saturating_duration_since(self.since) < ELECTION {
+            (usize::MAX, usize::MAX)
+        } else {
+            (HELD_MAX, (window / 4).max(1))
         }
     }
 }
@@ -522,10 +518,8 @@ fn name(destination: &Destination) -> String {
 const HELD_MAX: usize = 64;
 /// A queue that has been full for so long is not waited for.
 const FULL_MAX: Duration = Duration::from_secs(5);
-/// The first trial takes milliseconds.
-const FIRST_TRIAL: Duration = Duration::from_secs(1);
 /// A new leader is elected within this time.
-const ELECTION: Duration = Duration::from_secs(3);
+const ELECTION: Duration = Duration::from_secs(10);
 const WAIT_MAX: Duration = Duration::from_secs(2);
 /// A destination that refused nothing for so long begins anew.
 const QUIET: Duration = Duration::from_secs(10);

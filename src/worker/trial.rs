@@ -50,15 +50,20 @@ impl Trial {
         {
             return (parcel, finding);
         }
-        let (parcel, finding) = self.publish(parcel, message).await;
-        let finding = match finding {
-            Finding::Refused if self.destination.is_reply_queue() => Self::refused(self.queue().await),
-            Finding::Refused => Self::refused(self.dead_letter_queue().await),
+        let (parcel, finding) = self.publish(parcel, message.clone()).await;
+        match finding {
             // Between the question and the message.
-            Finding::Gone => self.look().await.unwrap_or(Finding::Refused),
-            other => other,
-        };
-        (parcel, finding)
+            Finding::Gone => (parcel, self.look().await.unwrap_or(Finding::Refused)),
+            Finding::Refused => match self.refused().await {
+                // It may have got its new leader between the message and the question.
+                full @ Finding::Full { .. } => match self.publish(parcel, message).await {
+                    (parcel, Finding::Refused) => (parcel, full),
+                    other => other,
+                },
+                other => (parcel, other),
+            },
+            other => (parcel, other),
+        }
     }
 
     /// What keeps the destination from taking anything; `None` if it is there.
@@ -85,19 +90,21 @@ impl Trial {
         }
     }
 
-    fn refused(queue: Queue) -> Finding {
+    /// Why a message may have been refused.
+    async fn refused(&self) -> Finding {
+        let queue = if self.destination.is_reply_queue() {
+            self.queue().await
+        } else {
+            let names = topology::Names::new(&self.topology.prefix);
+            self.ask(names.dead_queue(self.destination.routing_key.as_str()).as_str())
+                .await
+        };
         match queue {
             // Of a queue without a leader the broker says that it is empty.
             Queue::Exists { messages: 0 } | Queue::Gone | Queue::Unknown => Finding::Refused,
             Queue::Exists { messages } => Finding::Full { messages },
             Queue::Away(said) => Finding::Away(said),
         }
-    }
-
-    async fn dead_letter_queue(&self) -> Queue {
-        let names = topology::Names::new(&self.topology.prefix);
-        self.ask(names.dead_queue(self.destination.routing_key.as_str()).as_str())
-            .await
     }
 
     async fn queue(&self) -> Queue {

@@ -1,20 +1,24 @@
 //! Does a cluster of three nodes lose a job, or an answer, when some of its nodes are away? `make chaos` does it for longer.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Connection, ConnectionProperties};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::chaos::ledger::Ledger;
 use crate::chaos::number;
 use crate::chaos::traffic::{Address, Kind, collect, produce};
 use crate::support::scene::as_worker;
-use crate::support::{Broker, Cluster, Job, Producer, Request, Scene, Tensor, Worker, eventually};
+use crate::support::{Broker, Cluster, Job, PATIENCE, Producer, Request, Scene, Tensor, Worker, eventually};
 
 const MODEL: &str = "affine";
+const GLANCE: Duration = Duration::from_millis(50);
 
 fn good(scene: &Scene) -> Job {
     let body = Request::new([Tensor::fp32("x", &[[0.5; 4]])]).msgpack();
@@ -227,6 +231,23 @@ async fn a_node_that_hangs_loses_nothing() {
     traffic.finish().await;
 }
 
+/// A node without a majority pauses: whoever is connected to it goes to the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_a_majority_loses_nothing() {
+    let cluster = Cluster::shared().await;
+    let traffic = Traffic::start(&cluster).await;
+    let [first, second, third] = &cluster.nodes;
+
+    third.cut_off(&[first, second]);
+    eventually("the node to pause", || async { (!third.is_running()).then_some(()) }).await;
+    traffic.all_workers_answer().await;
+    third.reconnect(&[first, second]);
+    cluster.all_running();
+    traffic.all_workers_answer().await;
+
+    traffic.finish().await;
+}
+
 /// Jobs, replies and bad jobs on their way, with a ledger that counts them.
 struct Traffic {
     scene: Scene,
@@ -306,13 +327,38 @@ impl Traffic {
         producer.send_all((0..count).map(|_| bad(&self.scene))).await;
     }
 
+    /// As long as it goes on, it may take its time.
+    async fn until_all_have_ended(&self) {
+        let (mut left, mut since) = (usize::MAX, Instant::now());
+        while left > 0 {
+            tokio::time::sleep(GLANCE).await;
+            let now = self.ledger.under_way(None);
+            if now < left {
+                (left, since) = (now, Instant::now());
+            }
+            if since.elapsed() > PATIENCE {
+                let waiting = self.scene.waiting(&self.scene.queue(MODEL)).await;
+                let replies = self.scene.waiting(&self.replies).await;
+                let mut in_hand = Vec::new();
+                for worker in &self.workers {
+                    in_hand.push(value(worker, "inferq_jobs_in_hand").await);
+                }
+                let letters = self.scene.dead_letters_now(MODEL).await;
+                let errors = letters.iter().filter_map(|letter| letter.header("inferq-error"));
+                let errors: BTreeSet<String> = errors.collect();
+                panic!(
+                    "{left} jobs have no end: {waiting} wait in the queue, {in_hand:?} are in the workers' hands, {replies} \
+                     replies wait for the collector, and {} dead letters say {errors:?}",
+                    letters.len()
+                );
+            }
+        }
+    }
+
     /// Ends the traffic, and counts: an answer for every job, and no dead letter but those of the bad jobs.
     async fn finish(self) {
         self.producing.cancel();
-        eventually("the end of all jobs", || async {
-            (self.ledger.under_way(None) == 0).then_some(())
-        })
-        .await;
+        self.until_all_have_ended().await;
         for worker in &self.workers {
             worker.ready_again().await;
             worker.drain().await;

@@ -48,19 +48,20 @@ async fn a_full_reply_queue_keeps_little_of_the_window() {
     let mut producer = scene.producer().await;
 
     let mut most_held = 0.0_f64;
-    for _ in 0..JOBS / 100 {
+    for round in 0..JOBS / 100 {
         producer.send_all((0..100).map(|_| good(&scene).reply_to(&full))).await;
         let reply = producer.call(good(&scene)).await;
         assert_eq!(reply.status(), "OK");
-        most_held = most_held.max(value(&worker, "inferq_replies_held_back").await);
+        if round >= 5 {
+            most_held = most_held.max(value(&worker, "inferq_replies_held_back").await);
+        }
         assert!(worker.is_ready());
     }
     let letters = scene.dead_letters(MODEL, JOBS - 10).await;
     let refused = value(&worker, "inferq_publishes_refused_total").await;
     worker.drain().await;
 
-    // Until the first trial has shown that the queue is full, half the window may be held back.
-    assert!(most_held <= 128.0, "{most_held} held back");
+    assert!(most_held <= 64.0, "{most_held} held back");
     assert!(refused < JOBS as f64 / 2.0, "{refused} publishes were refused");
     for letter in &letters {
         let error = letter.header("inferq-error").expect("a sentence");

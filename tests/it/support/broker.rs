@@ -1,6 +1,7 @@
 //! Private brokers, started by `scripts/broker` on free ports and gone with the test process.
 
 use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
@@ -16,6 +17,8 @@ pub struct Broker {
     child: Child,
     /// Where a broker keeps its data that is to be started again.
     place: Option<TempDir>,
+    /// Lines of `rabbitmq.conf` for every start.
+    config: Option<PathBuf>,
 }
 
 /// The line that `scripts/broker` prints once it serves.
@@ -52,6 +55,7 @@ impl Broker {
             ready,
             child,
             place: None,
+            config: None,
         }
     }
 
@@ -76,21 +80,59 @@ impl Broker {
             ready,
             child,
             place: Some(place),
+            config: None,
         }
     }
 
     /// A node of a cluster that can be stopped and started again on the same data: the first, or one that joins it.
     pub fn node_of_cluster(epmd_port: u16, first: Option<&Self>) -> Self {
         let place = folder();
-        let (dir, epmd_port) = (text(&place).to_owned(), epmd_port.to_string());
-        let mut options = vec!["--dir", &dir, "--epmd", &epmd_port];
+        let config = place.path().join("cluster.conf");
+        std::fs::write(&config, CLUSTER).expect("a file");
+        let epmd_port = epmd_port.to_string();
+        let mut options = vec![
+            "--dir",
+            text(&place),
+            "--epmd",
+            &epmd_port,
+            "--config-file",
+            path(&config),
+        ];
         options.extend(first.iter().flat_map(|first| ["--join", &first.ready.dir]));
         let (child, ready) = launch(&options);
         Self {
             ready,
             child,
             place: Some(place),
+            config: Some(config),
         }
+    }
+
+    /// Lets this node neither reach `others` nor be reached, until [`Broker::reconnect`]. From all of them at once: nodes that
+    /// still see a node which others have lost stop as well.
+    pub fn cut_off(&self, others: &[&Self]) {
+        self.for_each(
+            others,
+            "erlang:set_cookie(N, none_of_yours)",
+            "erlang:disconnect_node(N)",
+        );
+    }
+
+    /// Ends a [`Broker::cut_off`].
+    pub fn reconnect(&self, others: &[&Self]) {
+        self.for_each(
+            others,
+            "erlang:set_cookie(N, erlang:get_cookie())",
+            "net_kernel:connect_node(N)",
+        );
+    }
+
+    /// Has this node do two things for each of `others`.
+    fn for_each(&self, others: &[&Self], first: &str, then: &str) {
+        let names: Vec<String> = others.iter().map(|other| format!("'{}'", other.node())).collect();
+        let names = names.join(",");
+        let both = format!("[{first} || N <- [{names}]], [{then} || N <- [{names}]].");
+        self.ctl(&["eval", &both]);
     }
 
     /// Stops all threads of the server, as if its machine hung; [`Broker::thaw`] lets them go on.
@@ -106,10 +148,14 @@ impl Broker {
         speaks(self.ready.amqp_port)
     }
 
-    /// Undoes a freeze, if there is a server to undo it for.
-    pub fn thaw_if_running(&self) {
+    /// Ends a server that a failed test has left hanging or paused, and starts it again.
+    pub fn mend(&mut self) {
         if let Some(pid) = Pid::from_raw(self.ready.pid) {
             kill_process(pid, Signal::CONT).ok();
+        }
+        if !self.is_running() {
+            end(&mut self.child);
+            self.start_again();
         }
     }
 
@@ -167,7 +213,9 @@ impl Broker {
             self.ready.amqp_port, self.ready.dist_port, self.ready.epmd_port
         );
         let place = self.place.as_ref().expect("only a durable broker starts again");
-        (self.child, self.ready) = launch(&["--dir", text(place), "--keep-ports", &ports]);
+        let mut options = vec!["--dir", text(place), "--keep-ports", &ports];
+        options.extend(self.config.iter().flat_map(|config| ["--config-file", path(config)]));
+        (self.child, self.ready) = launch(&options);
     }
 
     /// Runs `rabbitmqctl` on this broker and returns what it printed.
@@ -205,6 +253,13 @@ fn folder() -> TempDir {
 fn text(place: &TempDir) -> &str {
     place.path().to_str().expect("a path in UTF-8")
 }
+
+fn path(file: &Path) -> &str {
+    file.to_str().expect("a path in UTF-8")
+}
+
+/// A node that hangs is taken for lost within ten seconds and not within 75, and one without a majority stops.
+const CLUSTER: &str = "net_ticktime = 8\ncluster_partition_handling = pause_minority\n";
 
 fn launch(options: &[&str]) -> (Child, Ready) {
     let mut child = Command::new(root().join("scripts/broker"))

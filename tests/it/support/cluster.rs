@@ -41,10 +41,7 @@ impl Cluster {
     /// What a test that failed has left behind.
     fn mend(&mut self) {
         for node in &mut self.nodes {
-            node.thaw_if_running();
-            if !node.is_running() {
-                node.start_again();
-            }
+            node.mend();
         }
         self.all_running();
     }
