@@ -268,7 +268,7 @@ fn address(uri: &AMQPUri) -> String {
 /// The virtual host as it is configured at this moment.
 ///
 /// # Errors
-/// As [`uris`].
+/// A file that is configured cannot be read, or what it holds is no address.
 pub fn vhost(config: &BrokerConfig) -> Result<String, BrokerError> {
     let uris = uris(config)?;
     Ok(uris
