@@ -115,7 +115,7 @@ impl PublishQueue {
     pub fn follow(&mut self, next: Next, plan: &Plan) {
         match next {
             Next::Publish(parcel, message) => {
-                if self.refusing.is_refusing(&Destination::of(&message)) {
+                if self.refusing.is_refusing(&message) {
                     self.hold(parcel, None, plan);
                 } else if parcel.flies_alone() {
                     self.exclusive.push_back((parcel, message));
@@ -150,7 +150,6 @@ impl PublishQueue {
         if let Err(given_up) = held {
             self.turn_away(vec![given_up], plan);
         }
-        self.count();
     }
 
     fn turn_away(&mut self, given_up: Vec<GivenUp>, plan: &Plan) {
@@ -308,6 +307,7 @@ mod tests {
             };
             queue.landed(parcel, Fate::Refused, &plan);
         }
+        queue.report();
         let held = jobs.metrics.reply.replies_held_back.get();
 
         queue.give_back();

@@ -27,7 +27,7 @@ pub struct Destination {
 }
 
 impl Destination {
-    pub fn of(message: &Message) -> Self {
+    fn of(message: &Message) -> Self {
         Self {
             exchange: message.exchange.clone(),
             routing_key: message.routing_key.clone(),
@@ -134,14 +134,14 @@ impl Refusing {
         }
     }
 
-    /// Whether messages for `destination` are to be held back.
-    pub fn is_refusing(&self, destination: &Destination) -> bool {
+    /// Whether a message is to be held back, since its destination takes nothing.
+    pub fn is_refusing(&self, message: &Message) -> bool {
         // Nearly always there is none, and this is asked for every message.
-        !self.entries.is_empty()
-            && self
-                .entries
-                .get(destination)
-                .is_some_and(|entry| entry.phase != Phase::Open)
+        if self.entries.is_empty() {
+            return false;
+        }
+        let entry = self.entries.get(&Destination::of(message));
+        entry.is_some_and(|entry| entry.phase != Phase::Open)
     }
 
     /// Replies and dead letters that are held back.

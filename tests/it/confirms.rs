@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use crate::network::declare_queue_for_one;
 use crate::support::link::{Link, Weather};
 use crate::support::scene::as_worker;
 use crate::support::{Broker, Job, Request, Scene, Tensor};
@@ -20,7 +19,7 @@ async fn of_many_replies_under_way_each_is_confirmed_returned_or_refused_by_itse
     let scene = Scene::new();
     scene.declare("affine").await;
     let (gone, full) = (scene.queue("gone"), scene.queue("full"));
-    declare_queue_for_one(&scene, &full).await;
+    scene.declare_queue_for(1, &full).await;
     let mut producer = scene.producer().await;
 
     let jobs = (0..JOBS).map(|number| match number % 3 {

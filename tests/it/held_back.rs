@@ -1,7 +1,6 @@
 //! What becomes of messages that the broker does not take, and of everybody else's meanwhile?
 
-use lapin::options::{ExchangeDeleteOptions, QueueDeclareOptions};
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::options::ExchangeDeleteOptions;
 
 use crate::support::{Broker, Job, Request, Scene, Tensor, Worker, eventually};
 
@@ -22,20 +21,6 @@ async fn value(worker: &Worker, name: &str) -> f64 {
     worker.metrics().await.sum(name).unwrap_or_default()
 }
 
-async fn declare_full(scene: &Scene, queue: &str, messages: i32) {
-    let (connection, channel) = scene.open().await;
-    let mut arguments = FieldTable::default();
-    arguments.insert("x-max-length".into(), AMQPValue::LongInt(messages));
-    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
-    let durable = QueueDeclareOptions {
-        durable: true,
-        ..QueueDeclareOptions::default()
-    };
-    let declared = channel.queue_declare(queue.into(), durable, arguments).await;
-    declared.expect("a queue");
-    connection.close(200, "done".into()).await.ok();
-}
-
 /// A producer that does not read its replies goes on sending; what it does to the broker, and how much it keeps of the
 /// worker, is bounded.
 #[tokio::test]
@@ -44,7 +29,7 @@ async fn a_full_reply_queue_keeps_little_of_the_window() {
     let scene = Scene::new();
     let worker = scene.worker(MODEL).start().await;
     let full = scene.queue("full");
-    declare_full(&scene, &full, 10).await;
+    scene.declare_queue_for(10, &full).await;
     let mut producer = scene.producer().await;
 
     let mut most_held = 0.0_f64;

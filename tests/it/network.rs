@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use lapin::options::{ExchangeDeleteOptions, QueueDeclareOptions};
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::FieldTable;
 
 use crate::faults::{all_answered, numbered};
 use crate::support::frames::Frame;
@@ -233,21 +233,6 @@ async fn a_worker_whose_broker_runs_out_of_disk_says_so_and_goes_on_afterwards()
     scene.nothing_is_left("slow").await;
 }
 
-/// Declares a durable queue that holds one message and refuses the next.
-pub async fn declare_queue_for_one(scene: &Scene, name: &str) {
-    let (connection, channel) = scene.open().await;
-    let mut arguments = FieldTable::default();
-    arguments.insert("x-max-length".into(), AMQPValue::LongInt(1));
-    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
-    let durable = QueueDeclareOptions {
-        durable: true,
-        ..QueueDeclareOptions::default()
-    };
-    let declared = channel.queue_declare(name.into(), durable, arguments).await;
-    declared.expect("a queue");
-    connection.close(200, "done".into()).await.ok();
-}
-
 /// Row 45.
 #[tokio::test]
 async fn a_full_reply_queue_is_tried_again_and_then_the_job_is_a_dead_letter() {
@@ -255,7 +240,7 @@ async fn a_full_reply_queue_is_tried_again_and_then_the_job_is_a_dead_letter() {
     let scene = Scene::new();
     let worker = scene.worker("slow").start().await;
     let replies = scene.queue("full");
-    declare_queue_for_one(&scene, &replies).await;
+    scene.declare_queue_for(1, &replies).await;
     let producer = scene.producer().await;
 
     producer
@@ -282,7 +267,7 @@ async fn replies_that_a_full_queue_refused_arrive_if_it_is_read_again_in_time() 
     let scene = Scene::new();
     let worker = scene.worker("affine").start().await;
     let replies = scene.queue("full");
-    declare_queue_for_one(&scene, &replies).await;
+    scene.declare_queue_for(1, &replies).await;
     let producer = scene.producer().await;
 
     let body = || Request::new([Tensor::fp32("x", &[[0.5; 4]])]).msgpack();
@@ -320,7 +305,7 @@ async fn one_full_reply_queue_among_many_holds_up_nobody_else() {
         .start()
         .await;
     let full = scene.queue("full");
-    declare_queue_for_one(&scene, &full).await;
+    scene.declare_queue_for(1, &full).await;
     let feeder = scene.producer().await;
     let refused = || {
         let body = Request::new([Tensor::fp32("x", &[[0.5; 4]])]).msgpack();

@@ -388,7 +388,7 @@ impl Worker {
     fn follow(&mut self, next: Next, world: &mut World<'_>) {
         match next {
             Next::Publish(parcel, message) => {
-                if self.refusing.is_refusing(&Destination::of(&message)) {
+                if self.refusing.is_refusing(&message) {
                     return self.hold(parcel, None, world);
                 }
                 let Some((publishing, unconfirmed)) = &mut self.publishing else {

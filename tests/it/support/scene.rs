@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use lapin::options::{BasicGetOptions, QueueDeclareOptions, QueueDeleteOptions};
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 
 use super::body::Body;
@@ -149,14 +149,28 @@ impl Scene {
 
     /// Declares a durable classic queue, such as replies may wait in while nobody listens.
     pub async fn declare_queue(&self, queue: &str) {
+        self.declare_queue_with(queue, []).await;
+    }
+
+    /// A durable queue that refuses what comes beyond so many messages.
+    pub async fn declare_queue_for(&self, messages: i32, queue: &str) {
+        let overflow = AMQPValue::LongString("reject-publish".into());
+        let arguments = [("x-max-length", AMQPValue::LongInt(messages)), ("x-overflow", overflow)];
+        self.declare_queue_with(queue, arguments).await;
+    }
+
+    /// A durable queue with these arguments.
+    pub async fn declare_queue_with<const N: usize>(&self, queue: &str, arguments: [(&str, AMQPValue); N]) {
+        let mut table = FieldTable::default();
+        for (name, value) in arguments {
+            table.insert(name.into(), value);
+        }
         let (connection, channel) = self.open().await;
         let durable = QueueDeclareOptions {
             durable: true,
             ..QueueDeclareOptions::default()
         };
-        let declared = channel
-            .queue_declare(queue.into(), durable, FieldTable::default())
-            .await;
+        let declared = channel.queue_declare(queue.into(), durable, table).await;
         declared.unwrap_or_else(|error| panic!("queue {queue}: {error}"));
         connection.close(200, "done".into()).await.ok();
     }
