@@ -30,6 +30,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let coalesce = Coalesce {
         pause: config.worker.coalesce,
         in_hand: metrics.receipts.in_hand.clone(),
+        held_back: [
+            metrics.reply.replies_held_back.clone(),
+            metrics.reply.dead_letters_held_back.clone(),
+        ],
     };
     // One thread is all that decoding, publishing and settling need; inference has threads of its own.
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -23,6 +23,8 @@ pub struct Coalesce {
     pub pause: Duration,
     /// Deliveries taken and not yet settled.
     pub in_hand: IntGauge,
+    /// Of those the ones that wait for a queue that takes nothing: they are no load.
+    pub held_back: [IntGauge; 2],
 }
 
 impl Coalesce {
@@ -35,7 +37,8 @@ impl Coalesce {
     }
 
     fn pause(&self) -> Duration {
-        if self.in_hand.get() >= IN_HAND_MIN {
+        let held_back: i64 = self.held_back.iter().map(IntGauge::get).sum();
+        if self.in_hand.get() - held_back >= IN_HAND_MIN {
             self.pause
         } else {
             Duration::ZERO
@@ -86,6 +89,7 @@ mod tests {
         let rule = Coalesce {
             pause: Duration::from_secs(3600),
             in_hand,
+            held_back: held_back(),
         };
         let (rested, end) = std::sync::mpsc::channel();
 
@@ -106,6 +110,7 @@ mod tests {
         let rule = Coalesce {
             pause: Duration::from_millis(1),
             in_hand: in_hand.clone(),
+            held_back: held_back(),
         };
 
         let pauses = [0, 1, 15, 16, 256].map(|jobs| {
@@ -114,5 +119,26 @@ mod tests {
         });
 
         assert_eq!(pauses, [0, 0, 0, 1, 1]);
+    }
+
+    #[test]
+    fn jobs_that_are_held_back_are_no_company() {
+        let in_hand = IntGauge::new("in_hand", "in hand").unwrap();
+        in_hand.set(80);
+        let rule = Coalesce {
+            pause: Duration::from_millis(1),
+            in_hand,
+            held_back: held_back(),
+        };
+
+        rule.held_back[0].set(60);
+        let with_some = rule.pause().as_millis();
+        rule.held_back[1].set(5);
+
+        assert_eq!((with_some, rule.pause().as_millis()), (1, 0));
+    }
+
+    fn held_back() -> [IntGauge; 2] {
+        ["replies", "dead_letters"].map(|name| IntGauge::new(name, "held back").unwrap())
     }
 }
