@@ -221,12 +221,17 @@ async fn nodes_that_restart_in_turn_cost_no_answer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_hangs_loses_nothing() {
-    let cluster = Cluster::shared().await;
+    let mut cluster = Cluster::shared().await;
     let traffic = Traffic::start(&cluster).await;
     let replies = traffic.quorum_queues()[0].clone();
     declare(&cluster.nodes[2], &traffic.scene.queue("elsewhere"), "quorum").await;
 
     cluster.nodes[2].freeze();
+    traffic.all_workers_answer().await;
+    eventually("the others to take it for lost", || async {
+        (cluster.nodes[0].running_nodes() == 2).then_some(())
+    })
+    .await;
     traffic.all_workers_answer().await;
     cluster.nodes[2].thaw();
     cluster.all_running();
@@ -241,7 +246,7 @@ async fn a_node_that_hangs_loses_nothing() {
 /// and neither confirms nor delivers until it finds the others again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_without_a_majority_loses_nothing() {
-    let cluster = Cluster::shared().await;
+    let mut cluster = Cluster::shared().await;
     let traffic = Traffic::start(&cluster).await;
     let [first, second, third] = &cluster.nodes;
 

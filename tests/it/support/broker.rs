@@ -2,11 +2,12 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
+use serde_json::Value;
 use tempfile::TempDir;
 
 use super::root;
@@ -218,19 +219,30 @@ impl Broker {
         (self.child, self.ready) = launch(&options);
     }
 
+    /// How many nodes of its cluster run, as this one sees it; 0 while it does not run itself.
+    pub fn running_nodes(&self) -> usize {
+        let output = self.try_ctl(&["cluster_status", "--formatter", "json"]);
+        let status: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        status["running_nodes"].as_array().map_or(0, Vec::len)
+    }
+
     /// Runs `rabbitmqctl` on this broker and returns what it printed.
     pub fn ctl(&self, arguments: &[&str]) -> String {
-        let output = Command::new(root().join("scripts/broker-ctl"))
-            .arg(&self.ready.dir)
-            .args(arguments)
-            .output()
-            .expect("scripts/broker-ctl runs");
+        let output = self.try_ctl(arguments);
         assert!(
             output.status.success(),
             "broker-ctl {arguments:?}: {}",
             String::from_utf8_lossy(&output.stderr)
         );
         String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn try_ctl(&self, arguments: &[&str]) -> Output {
+        Command::new(root().join("scripts/broker-ctl"))
+            .arg(&self.ready.dir)
+            .args(arguments)
+            .output()
+            .expect("scripts/broker-ctl runs")
     }
 }
 
