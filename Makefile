@@ -1,7 +1,7 @@
 # Everything here sets up what it needs: a Rust toolchain, git and make are enough on Debian and Ubuntu.
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test test-brokers chart chart-docs chart-golden image-check
-.PHONY: bench bench-growth bench-batching bench-scaling bench-client bench-predict bench-smoke chaos drains soak fuzz lint models clean
+.PHONY: bench bench-growth bench-batching bench-scaling bench-client bench-predict bench-full-queue bench-smoke chaos drains soak fuzz lint models clean
 
 TRAIN := target/train
 FUZZ_SECONDS ?= 60
@@ -61,6 +61,9 @@ bench-client: setup ## Measure what a call of the client library adds to an echo
 bench-predict: setup ## Measure inferq predict on a million rows against a full queue; 10 minutes
 	benches/predict --json target/predict.json
 
+bench-full-queue: setup ## Measure what a producer who does not read its answers costs the others; 7 minutes
+	benches/full-queue --json target/full-queue.json
+
 # Built like the tests, since an optimised build takes minutes; the figures say nothing.
 bench-smoke: setup ## Run every benchmark briefly: do they still work?
 	cargo test --locked --bench micro
@@ -71,6 +74,7 @@ bench-smoke: setup ## Run every benchmark briefly: do they still work?
 	benches/scaling/run --quick
 	benches/client --quick --profile dev
 	benches/predict --quick --profile dev
+	benches/full-queue --quick --profile dev
 	benches/gpu/smoke
 
 # For every version that is to be served, the path of its rabbitmq-server.

@@ -5,6 +5,7 @@
  *     load URI QUEUE KIND ROWS ANSWERS closed SECONDS IN_FLIGHT
  *     load URI QUEUE KIND ROWS ANSWERS open SECONDS RATE [SEED]
  *     load URI QUEUE KIND ROWS ANSWERS fill JOBS
+ *     load URI QUEUE KIND ROWS ANSWERS unread SECONDS RATE
  *
  * QUEUE is a name, or several with commas, which take turns. KIND says whose messages these are: echo, inferq, celery or
  * dramatiq (jobs.h). ROWS is the number of rows a job, or ROWSxCOLUMNS where a row has not 1000, and ANSWERS the file of the
@@ -15,6 +16,7 @@
  * the same for every contestant and the same SEED, however late the answers are; latency counts from the time at which a job was due and
  * not from when it could be sent, so that a stall is seen by every job that it held up. fill: sends all JOBS, says
  * "filled", and only then waits for answers, so that a worker may be started then. All wait for the last answer.
+ * unread: as open, but answers go to a queue that takes ten messages, refuses all others, and is read by nobody.
  *
  * Prints {"jobs", "wall_seconds", "cpu_seconds", "answer_seconds"}, the last from the first answer to the last one, and in
  * open mode also {"mean_ms", "p50_ms", "p99_ms", "max_ms"}, {"round_trip_p50_ms"} from when the job was sent, and
@@ -26,14 +28,14 @@
 
 #include "jobs.h"
 
-enum { JOBS_MAX = 1 << 25, UNCONFIRMED_MAX = 1 << 17, QUEUE_WAIT_MS = 60000, SILENCE_MS = 60000, QUEUES_MAX = 64 };
+enum { JOBS_MAX = 1 << 25, UNCONFIRMED_MAX = 1 << 17, QUEUE_WAIT_MS = 60000, SILENCE_MS = 60000, QUEUES_MAX = 64, UNREAD_MAX = 10 };
 
 struct load {
   amqp_connection_state_t publishing, consuming;
   amqp_bytes_t queues[QUEUES_MAX], reply_to;
   size_t queue_count;
   enum kind kind;
-  enum { CLOSED, OPEN, FILL } mode;
+  enum { CLOSED, OPEN, FILL, UNREAD } mode;
   uint64_t limit; /* Of jobs in flight, or in all when filling. */
   uint64_t random;
   double rate, next_due, until, first_answer, last_answer;
@@ -67,6 +69,10 @@ static void await_queue(amqp_connection_state_t connection, amqp_bytes_t queue) 
   }
 }
 
+static bool is_open(const struct load *load) {
+  return load->mode == OPEN || load->mode == UNREAD;
+}
+
 /* Not simply in turn, so that every queue gets every body. */
 static amqp_bytes_t queue_of(const struct load *load, uint64_t job) {
   return load->queues[(job + job / body_count) % load->queue_count];
@@ -74,7 +80,7 @@ static amqp_bytes_t queue_of(const struct load *load, uint64_t job) {
 
 static void publish_job(struct load *load) {
   if (load->published == JOBS_MAX) fail("more than %d jobs", JOBS_MAX);
-  if (load->mode == OPEN) {
+  if (is_open(load)) {
     load->due[load->published] = load->next_due;
     load->sent[load->published] = now();
   }
@@ -126,17 +132,20 @@ static bool is_due(struct load *load, double time) {
   if (load->published - load->confirmed_below == UNCONFIRMED_MAX) return false;
   switch (load->mode) {
     case CLOSED: return time < load->until && load->published - load->answered < load->limit;
-    case OPEN: return load->next_due < load->until && load->next_due <= time;
+    case OPEN:
+    case UNREAD: return load->next_due < load->until && load->next_due <= time;
     case FILL: return load->published < load->limit;
   }
   return false;
 }
 
 static bool is_done(struct load *load, double time) {
-  if (load->answered < load->published || load->confirmed_below < load->published) return false;
+  if (load->mode != UNREAD && load->answered < load->published) return false;
+  if (load->confirmed_below < load->published) return false;
   switch (load->mode) {
     case CLOSED: return time >= load->until;
-    case OPEN: return load->next_due >= load->until;
+    case OPEN:
+    case UNREAD: return load->next_due >= load->until;
     case FILL: return load->published == load->limit;
   }
   return true;
@@ -146,7 +155,7 @@ static void wait_for_more(struct load *load) {
   struct pollfd sockets[] = {{amqp_get_sockfd(load->publishing), POLLIN, 0},
                              {amqp_get_sockfd(load->consuming), POLLIN, 0}};
   double seconds = SILENCE_MS / 1e3;
-  bool more_to_send = load->mode == OPEN && load->next_due < load->until;
+  bool more_to_send = is_open(load) && load->next_due < load->until;
   if (more_to_send) seconds = fmin(seconds, fmax(load->next_due - now(), 0));
   struct timespec timeout = {(time_t)seconds, (long)(fmod(seconds, 1) * 1e9)};
   if (ppoll(sockets, 2, &timeout, NULL) == 0 && !more_to_send)
@@ -159,7 +168,7 @@ static void run(struct load *load) {
     bool sent = false;
     for (int i = 0; i < 1000 && is_due(load, now()); i++) {
       publish_job(load);
-      if (load->mode == OPEN) load->next_due += next_gap(load);
+      if (is_open(load)) load->next_due += next_gap(load);
       sent = true;
     }
     uint64_t before = load->answered + load->confirmed_below;
@@ -215,7 +224,8 @@ static void delete_queues(const char *uri, char **queues, int count) {
 }
 
 static void parse(struct load *load, int count, char **arguments) {
-  const char *const usage = "usage: load URI QUEUE KIND ROWS ANSWERS closed SECONDS IN_FLIGHT | open SECONDS RATE [SEED] | fill JOBS";
+  const char *const usage = "usage: load URI QUEUE KIND ROWS ANSWERS closed SECONDS IN_FLIGHT | open SECONDS RATE [SEED] | fill JOBS "
+                            "| unread SECONDS RATE";
   if (count < 8) fail("%s", usage);
   for (char *name = strtok(strdup(arguments[2]), ","); name; name = strtok(NULL, ",")) {
     if (load->queue_count == QUEUES_MAX) fail("more than %d queues", QUEUES_MAX);
@@ -231,7 +241,7 @@ static void parse(struct load *load, int count, char **arguments) {
     if (load->limit > UNCONFIRMED_MAX) fail("at most %d jobs", UNCONFIRMED_MAX);
     return;
   }
-  load->mode = strcmp(mode, "open") == 0 ? OPEN : CLOSED;
+  load->mode = strcmp(mode, "open") == 0 ? OPEN : strcmp(mode, "unread") == 0 ? UNREAD : CLOSED;
   if (count != 9 && !(load->mode == OPEN && count == 10)) fail("%s", usage);
   load->random = 88172645463325252u + 0x9e3779b97f4a7c15u * (count == 10 ? strtoul(arguments[9], NULL, 10) : 0);
   load->limit = strtoul(arguments[8], NULL, 10);
@@ -263,12 +273,19 @@ int main(int count, char **arguments) {
   for (size_t i = 0; i < load.queue_count; i++) await_queue(load.publishing, load.queues[i]);
   amqp_confirm_select(load.publishing, CHANNEL);
   check(load.publishing, "confirms");
+  amqp_table_entry_t refuses[] = {
+      {amqp_cstring_bytes("x-max-length"), {AMQP_FIELD_KIND_I32, {.i32 = UNREAD_MAX}}},
+      {amqp_cstring_bytes("x-overflow"), {AMQP_FIELD_KIND_UTF8, {.bytes = amqp_cstring_bytes("reject-publish")}}},
+  };
+  amqp_table_t arguments_of_replies = {load.mode == UNREAD ? 2 : 0, refuses};
   amqp_queue_declare_ok_t *replies =
-      amqp_queue_declare(load.consuming, CHANNEL, amqp_empty_bytes, 0, 0, 1, 1, amqp_empty_table);
+      amqp_queue_declare(load.consuming, CHANNEL, amqp_empty_bytes, 0, 0, 1, 1, arguments_of_replies);
   check(load.consuming, "queue of the answers");
   load.reply_to = amqp_bytes_malloc_dup(replies->queue);
-  amqp_basic_consume(load.consuming, CHANNEL, load.reply_to, amqp_empty_bytes, 0, 1, 1, amqp_empty_table);
-  check(load.consuming, "consume");
+  if (load.mode != UNREAD) {
+    amqp_basic_consume(load.consuming, CHANNEL, load.reply_to, amqp_empty_bytes, 0, 1, 1, amqp_empty_table);
+    check(load.consuming, "consume");
+  }
   make_bodies(load.kind, arguments[4], arguments[2],
               strndup(load.reply_to.bytes, load.reply_to.len));
 

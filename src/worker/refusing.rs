@@ -44,8 +44,8 @@ impl Destination {
 pub enum Finding {
     /// It took the message.
     Taken,
-    /// It refused the message, and so many messages are in the queue: it is at its limit.
-    Full { messages: u32 },
+    /// It refused the message because it is at its limit, and holds so many messages, where that can be seen.
+    Full { messages: Option<u32> },
     /// It refused the message for a reason that cannot be seen: between two leaders, or without a majority.
     Refused,
     /// What the broker said: the queue is there, and its node is not; or a place of dead letters is missing.
@@ -121,7 +121,7 @@ enum Phase {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Why {
     Unknown,
-    Full(u32),
+    Full(Option<u32>),
     Away(String),
 }
 
@@ -494,7 +494,8 @@ impl Why {
     fn sentence(&self, destination: &Destination) -> String {
         let place = place(destination);
         match self {
-            Self::Full(messages) => format!("{place} is full ({messages} messages)"),
+            Self::Full(Some(messages)) => format!("{place} is full ({messages} messages)"),
+            Self::Full(None) => format!("{place} is full"),
             // A text of AMQP has 255 bytes at most.
             Self::Away(said) => format!("{place} is not available: {said}"),
             Self::Unknown => format!("{place} refuses messages, and the broker does not say why"),

@@ -36,7 +36,11 @@ pub struct Trial {
 
 /// What the broker says of a queue.
 enum Queue {
-    Exists { messages: u32 },
+    Exists {
+        messages: u32,
+    },
+    /// Exclusive to its producer's connection.
+    Exclusive,
     Away(String),
     Gone,
     Unknown,
@@ -72,7 +76,7 @@ impl Trial {
             return self.prepare().await.map(Finding::Away);
         }
         match self.queue().await {
-            Queue::Exists { .. } => None,
+            Queue::Exists { .. } | Queue::Exclusive => None,
             Queue::Gone => Some(Finding::Gone),
             Queue::Away(said) => Some(Finding::Away(said)),
             Queue::Unknown => Some(Finding::Lost),
@@ -102,7 +106,12 @@ impl Trial {
         match queue {
             // Of a queue without a leader the broker says that it is empty.
             Queue::Exists { messages: 0 } | Queue::Gone | Queue::Unknown => Finding::Refused,
-            Queue::Exists { messages } => Finding::Full { messages },
+            Queue::Exists { messages } => {
+                let messages = Some(messages);
+                Finding::Full { messages }
+            }
+            // It is a classic queue that goes with its connection: it has no leader to lose, and is never away.
+            Queue::Exclusive => Finding::Full { messages: None },
             Queue::Away(said) => Finding::Away(said),
         }
     }
@@ -202,8 +211,7 @@ fn of(error: &lapin::Error) -> Queue {
             } else if said.starts_with(NOT_FOUND) {
                 Queue::Gone
             } else if said.starts_with("RESOURCE_LOCKED") {
-                // Exclusive to a connection that is not ours, and there.
-                Queue::Exists { messages: 0 }
+                Queue::Exclusive
             } else {
                 Queue::Unknown
             }

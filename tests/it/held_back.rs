@@ -25,17 +25,33 @@ async fn value(worker: &Worker, name: &str) -> f64 {
 /// worker, is bounded.
 #[tokio::test]
 async fn a_full_reply_queue_keeps_little_of_the_window() {
-    const JOBS: usize = 3_000;
     let scene = Scene::new();
-    let worker = scene.worker(MODEL).start().await;
     let full = scene.queue("full");
     scene.declare_queue_for(10, &full).await;
+
+    flood(&scene, &full, "is full (10 messages)").await;
+}
+
+/// Such a queue is its producer's alone: the worker may not even ask how much is in it.
+#[tokio::test]
+async fn a_full_reply_queue_that_is_exclusive_keeps_no_more() {
+    let scene = Scene::new();
+    let full = scene.queue("full");
+    let _owner = scene.declare_exclusive_queue_for(10, &full).await;
+
+    flood(&scene, &full, "is full").await;
+}
+
+/// Three thousand answers for a queue that takes ten, and others in between.
+async fn flood(scene: &Scene, full: &str, sentence: &str) {
+    const JOBS: usize = 3_000;
+    let worker = scene.worker(MODEL).start().await;
     let mut producer = scene.producer().await;
 
     let mut most_held = 0.0_f64;
     for round in 0..JOBS / 100 {
-        producer.send_all((0..100).map(|_| good(&scene).reply_to(&full))).await;
-        let reply = producer.call(good(&scene)).await;
+        producer.send_all((0..100).map(|_| good(scene).reply_to(full))).await;
+        let reply = producer.call(good(scene)).await;
         assert_eq!(reply.status(), "OK");
         if round >= 5 {
             most_held = most_held.max(value(&worker, "inferq_replies_held_back").await);
@@ -50,7 +66,7 @@ async fn a_full_reply_queue_keeps_little_of_the_window() {
     assert!(refused < JOBS as f64 / 2.0, "{refused} publishes were refused");
     for letter in &letters {
         let error = letter.header("inferq-error").expect("a sentence");
-        assert!(error.contains("is full (10 messages)"), "{error}");
+        assert!(error.contains(sentence), "{error}");
     }
     scene.until_waiting(&scene.queue(MODEL), 0).await;
 }

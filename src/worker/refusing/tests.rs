@@ -78,7 +78,7 @@ impl Office {
 }
 
 fn full() -> Finding {
-    Finding::Full { messages: 10 }
+    Finding::Full { messages: Some(10) }
 }
 
 fn away() -> Finding {

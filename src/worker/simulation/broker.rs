@@ -266,7 +266,7 @@ impl Broker {
             QueueState::Open => (Made::Enqueued, Finding::Taken),
             // Sometimes nothing is seen of the reason.
             QueueState::Full if rng.bool() => (Made::Refused, Finding::Refused),
-            QueueState::Full => (Made::Refused, Finding::Full { messages: 1 }),
+            QueueState::Full => (Made::Refused, Finding::Full { messages: Some(1) }),
             QueueState::Missing | QueueState::Away => (Made::Returned, missing.unwrap_or(Finding::Refused)),
             QueueState::Gone => {
                 oracle.saw(Event::ClosedOverMessage);

@@ -154,25 +154,42 @@ impl Scene {
 
     /// A durable queue that refuses what comes beyond so many messages.
     pub async fn declare_queue_for(&self, messages: i32, queue: &str) {
-        let overflow = AMQPValue::LongString("reject-publish".into());
-        let arguments = [("x-max-length", AMQPValue::LongInt(messages)), ("x-overflow", overflow)];
-        self.declare_queue_with(queue, arguments).await;
+        self.declare_queue_with(queue, limited_to(messages)).await;
     }
 
     /// A durable queue with these arguments.
     pub async fn declare_queue_with<const N: usize>(&self, queue: &str, arguments: [(&str, AMQPValue); N]) {
+        let durable = QueueDeclareOptions {
+            durable: true,
+            ..QueueDeclareOptions::default()
+        };
+        let connection = self.connection_with(queue, durable, arguments).await;
+        connection.close(200, "done".into()).await.ok();
+    }
+
+    /// A queue that refuses what comes beyond so many messages, and that only the connection which is returned may ask for.
+    pub async fn declare_exclusive_queue_for(&self, messages: i32, queue: &str) -> Connection {
+        let exclusive = QueueDeclareOptions {
+            exclusive: true,
+            ..QueueDeclareOptions::default()
+        };
+        self.connection_with(queue, exclusive, limited_to(messages)).await
+    }
+
+    async fn connection_with<const N: usize>(
+        &self,
+        queue: &str,
+        options: QueueDeclareOptions,
+        arguments: [(&str, AMQPValue); N],
+    ) -> Connection {
         let mut table = FieldTable::default();
         for (name, value) in arguments {
             table.insert(name.into(), value);
         }
         let (connection, channel) = self.open().await;
-        let durable = QueueDeclareOptions {
-            durable: true,
-            ..QueueDeclareOptions::default()
-        };
-        let declared = channel.queue_declare(queue.into(), durable, table).await;
+        let declared = channel.queue_declare(queue.into(), options, table).await;
         declared.unwrap_or_else(|error| panic!("queue {queue}: {error}"));
-        connection.close(200, "done".into()).await.ok();
+        connection
     }
 
     pub async fn delete_queue(&self, queue: &str) {
@@ -223,6 +240,11 @@ pub fn as_worker(uri: &str) -> String {
 /// The administrator's `uri` with the user in its place that has a producer's permissions.
 pub fn as_producer(uri: &str) -> String {
     as_user(uri, "producer")
+}
+
+fn limited_to(messages: i32) -> [(&'static str, AMQPValue); 2] {
+    let overflow = AMQPValue::LongString("reject-publish".into());
+    [("x-max-length", AMQPValue::LongInt(messages)), ("x-overflow", overflow)]
 }
 
 /// `scripts/broker` gives these users the administrator's password.
