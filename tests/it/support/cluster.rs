@@ -2,9 +2,10 @@
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
+use tokio::time::Instant;
 
 use super::{Broker, within};
 
