@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 
 /// All bodies of a worker; clones are the same.
@@ -37,6 +38,8 @@ struct All {
     share: usize,
     taken: AtomicUsize,
     slowed_us: AtomicU64,
+    /// One: jobs without room go back one after the other.
+    turns: Arc<Semaphore>,
     /// Wakes those who wait for room; `waiting` says how many without locking.
     waiters: Mutex<Vec<Waker>>,
     waiting: AtomicUsize,
@@ -68,6 +71,7 @@ impl Bodies {
             share: limit / 4 / models.max(1),
             taken: AtomicUsize::new(0),
             slowed_us: AtomicU64::new(0),
+            turns: Arc::new(Semaphore::new(1)),
             waiters: Mutex::default(),
             waiting: AtomicUsize::new(0),
         }))
@@ -105,8 +109,19 @@ impl Bodies {
         taken == 0 || taken.saturating_add(bytes) <= self.0.limit
     }
 
-    /// Waits until a body of so many bytes has room.
-    pub async fn room_for(&self, bytes: usize) {
+    /// Waits until a body of so many bytes has room, and nobody else's is on its way to the broker and back: all that have waited
+    /// for the same room would find it taken again, and the broker counts how often.
+    pub async fn turn(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        loop {
+            self.room_for(bytes).await;
+            let turn = self.0.turns.clone().acquire_owned().await.ok();
+            if self.has_room_for(bytes) {
+                return turn;
+            }
+        }
+    }
+
+    async fn room_for(&self, bytes: usize) {
         std::future::poll_fn(|context| self.poll(context, || self.has_room_for(bytes))).await;
     }
 
@@ -348,6 +363,19 @@ mod tests {
 
         assert!(before.is_none());
         waiting.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn jobs_without_room_go_back_one_after_the_other() {
+        let bodies = Bodies::new(LIMIT, LIMIT, 1);
+
+        let first = bodies.turn(100).await;
+        let second = bodies.turn(100).now_or_never();
+        drop(first);
+        let third = bodies.turn(100).now_or_never();
+
+        assert!(second.is_none());
+        assert!(third.is_some());
     }
 
     #[test]

@@ -18,6 +18,10 @@ impl Aside {
             .push_back((receipt, usize::try_from(bytes).unwrap_or(usize::MAX)));
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// How many bytes the body of the first one has.
     pub fn first_bytes(&self) -> Option<usize> {
         self.0.front().map(|(_, bytes)| *bytes)

@@ -247,19 +247,27 @@ impl Consume {
             watching,
         } = generation;
         let mut cancelling = None;
-        let (mut aside, mut next_return) = (Aside::default(), Instant::now());
+        let mut aside = Aside::default();
+        // A job that went back to the broker and has not come again.
+        let mut returning = None;
         let ended = loop {
             let end = tokio::select! {
                 next = deliveries.next() => match next {
                     Ok(delivered) => {
                         self.take(delivered, &receipts, &mut aside).await;
+                        returning = None;
                         continue;
                     }
                     Err(error) => break Ended::Lost(error.to_string()),
                 },
-                () = self.room(aside.first_bytes(), next_return) => {
+                turn = self.bodies.turn(aside.first_bytes().unwrap_or(0)), if !aside.is_empty() && returning.is_none() => {
                     aside.give_back_first();
-                    next_return = Instant::now() + RETURN_PAUSE;
+                    returning = turn.map(|turn| (turn, Instant::now() + RETURN_MAX));
+                    continue;
+                }
+                // Another worker has it.
+                () = until(returning.as_ref().map(|(_, until)| *until)) => {
+                    returning = None;
                     continue;
                 }
                 end = consumer.next() => end,
@@ -291,6 +299,7 @@ impl Consume {
             break Ended::Stopping;
         };
         aside.give_back_all();
+        drop(returning);
         drop(receipts);
         drop(watching);
         self.model.metrics.backlog.hide();
@@ -309,17 +318,6 @@ impl Consume {
             }
         }
         ended
-    }
-
-    /// Waits until a job that was set aside, with a body of so many bytes, may go back to the broker.
-    async fn room(&self, bytes: Option<usize>, not_before: Instant) {
-        match bytes {
-            Some(bytes) => {
-                tokio::time::sleep_until(not_before).await;
-                self.bodies.room_for(bytes).await;
-            }
-            None => std::future::pending().await,
-        }
     }
 
     async fn take(&self, delivered: Delivered, receipts: &Receipts, aside: &mut Aside) {
@@ -372,11 +370,18 @@ impl Consume {
     }
 }
 
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// A consumer that lasted this long was good; the next failure is a new one.
 const STABLE: Duration = Duration::from_secs(10);
 
-/// Between two jobs that were set aside and go back: each comes again before the next is decided on.
-const RETURN_PAUSE: Duration = Duration::from_millis(50);
+/// How long a job that went back is waited for.
+const RETURN_MAX: Duration = Duration::from_secs(5);
 
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 
