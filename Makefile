@@ -1,7 +1,7 @@
 # Everything here sets up what it needs: a Rust toolchain, git and make are enough on Debian and Ubuntu.
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test test-brokers chart chart-docs chart-golden image-check
-.PHONY: bench bench-growth bench-batching bench-scaling bench-client bench-predict bench-full-queue bench-smoke chaos drains soak fuzz lint models clean
+.PHONY: bench bench-growth bench-batching bench-scaling bench-client bench-predict bench-full-queue bench-smoke chaos memory drains soak fuzz lint models clean
 
 TRAIN := target/train
 FUZZ_SECONDS ?= 60
@@ -90,6 +90,10 @@ test-brokers: setup ## Run the tests that need a broker on each server that INFE
 chaos: setup ## Let broker, workers, network and nodes of a cluster fail for some minutes, and count what was lost
 	INFERQ_TEST_CHAOS_SECONDS=$${INFERQ_TEST_CHAOS_SECONDS:-300} cargo test --locked --test it chaos::whatever -- --nocapture
 	INFERQ_TEST_CLUSTER_ROUNDS=$${INFERQ_TEST_CLUSTER_ROUNDS:-4} cargo test --locked --test it cluster:: -- --nocapture
+
+# Needs 10 GiB of memory and of disk for the broker.
+memory: setup ## Let bodies of 16 and 512 MiB fill a worker that has 1 GiB for them; 20 minutes
+	INFERQ_TEST_BODY_MIB=16 cargo test --locked --test it overload:: -- --nocapture --test-threads 1
 
 drains: setup ## Stop a hundred workers at random moments of their work, and count what was lost
 	INFERQ_TEST_DRAINS=$${INFERQ_TEST_DRAINS:-100} cargo test --locked --test it stop::drains -- --nocapture

@@ -97,7 +97,7 @@ pub fn job(input: &[u8]) {
         properties,
         body: Bytes::copy_from_slice(source.0),
         arrived: Instant::now(),
-        memory: None,
+        claim: None,
     };
     let served = served(metrics);
     let Err(answer) = decode(delivery, &served, &LIMITS) else {
@@ -141,7 +141,7 @@ pub fn frames(input: &[u8]) {
 /// How much was heard, and how many bytes are for the client or not a frame yet.
 fn sifted(bytes: &[u8], piece: usize) -> (usize, usize) {
     let mut sieve = Sieve::default();
-    sieve.add(1);
+    sieve.add(1, None);
     let (mut heard, mut waiting, mut client) = (Vec::new(), Vec::new(), 0);
     for piece in bytes.chunks(piece.max(1)) {
         waiting.extend_from_slice(piece);

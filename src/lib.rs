@@ -36,7 +36,8 @@
 //! For tests only: `src/worker/simulation/`, which runs these rules against a model broker in schedules drawn from seeds.
 //!
 //! Deliveries, replies and their confirms go past the AMQP client: `src/broker/frames.rs` writes and reads their frames,
-//! `src/broker/post.rs` carries them, `src/broker/stream.rs` is where they meet what the client writes and reads.
+//! `src/broker/post.rs` carries them, `src/broker/stream.rs` is where they meet what the client writes and reads, and
+//! `src/broker/bodies.rs` bounds the bytes of their bodies; what found no room waits in `src/worker/aside.rs`.
 //!
 //! Around it: `src/wire/` the messages; `src/broker/` connections and topology; `src/model/` what a repository holds, `src/model/onnx/`
 //! the reader of ONNX files and `src/model/rows/` the proof that rows are independent on it;

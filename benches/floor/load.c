@@ -28,7 +28,7 @@
 
 #include "jobs.h"
 
-enum { JOBS_MAX = 1 << 25, UNCONFIRMED_MAX = 1 << 17, QUEUE_WAIT_MS = 60000, SILENCE_MS = 60000, QUEUES_MAX = 64, UNREAD_MAX = 10 };
+enum { JOBS_MAX = 1 << 25, UNCONFIRMED_MAX = 1 << 17, QUEUE_WAIT_MS = 60000, SILENCE_MS = 60000, QUEUES_MAX = 128, UNREAD_MAX = 10 };
 
 struct load {
   amqp_connection_state_t publishing, consuming;

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::backoff::Failure;
+use super::bodies::{Bodies, Brake};
 use super::frames::FRAME_MAX;
 use super::post::Post;
 use super::stream::{self, Screened};
@@ -46,14 +47,20 @@ impl Deref for Connected {
 /// # Errors
 /// Every cause names the address, and none of them the password.
 pub async fn connect(config: &BrokerConfig, name: &str) -> Result<Connected, BrokerError> {
-    connect_next(config, name, &mut Turn::default()).await
+    connect_next(config, name, &mut Turn::default(), None).await
 }
 
-/// As [`connect`], to the address whose turn it is, or else to one of those after it.
+/// As [`connect`], to the address whose turn it is, or else to one of those after it. While `bodies` take too much it is read
+/// slowly.
 ///
 /// # Errors
 /// None of them can be used.
-pub async fn connect_next(config: &BrokerConfig, name: &str, turn: &mut Turn) -> Result<Connected, BrokerError> {
+pub async fn connect_next(
+    config: &BrokerConfig,
+    name: &str,
+    turn: &mut Turn,
+    bodies: Option<&Bodies>,
+) -> Result<Connected, BrokerError> {
     let uris = uris(config)?;
     let deadline = Instant::now() + config.connect_timeout;
     let mut failures = Vec::new();
@@ -67,6 +74,7 @@ pub async fn connect_next(config: &BrokerConfig, name: &str, turn: &mut Turn) ->
             has_raw_at: uri.has_raw_at,
             address: address(&uri.amqp),
             limit,
+            bodies,
         };
         let connecting = attempt.connect(turn, index, uris.len());
         match tokio::time::timeout(limit, connecting).await {
@@ -94,6 +102,7 @@ struct Attempt<'a> {
     address: String,
     /// How long it may take.
     limit: Duration,
+    bodies: Option<&'a Bodies>,
 }
 
 impl Attempt<'_> {
@@ -149,8 +158,9 @@ impl Attempt<'_> {
             .with_client_property("product".into(), "inferq".into())
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
         let post = Post::default();
+        let brake = self.bodies.map(|bodies| Brake::new(bodies.clone()));
         // The client asks once, since its own retries are off.
-        let stream = Mutex::new(Some(AsyncTcpStream::Plain(Screened::new(stream, post.clone()))));
+        let stream = Mutex::new(Some(AsyncTcpStream::Plain(Screened::new(stream, post.clone(), brake))));
         let hand_over = async move |_, _| {
             let stream = stream.lock().ok().and_then(|mut stream| stream.take());
             stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected).into())

@@ -21,10 +21,13 @@
 //! # Source
 //! AMQP 0-9-1, sections 2.3.5 (frames), 4.2.1 (grammar); RabbitMQ's extension "Publisher Confirms".
 
+use std::collections::HashMap;
+
 use lapin::BasicProperties;
 use lapin::protocol::basic::parse_properties;
 use lapin::types::{AMQPValue, ChannelId, DeliveryTag, FieldTable, FrameSize, ShortString};
 
+use super::bodies::{Account, Claim};
 use super::screen::{END_BYTES, Frame, HEAD_BYTES, Kind};
 
 /// A message to publish.
@@ -38,7 +41,8 @@ pub struct Publication<'a> {
 }
 
 /// What the broker says on a channel.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, PartialEq)]
+#[cfg_attr(test, derive(Clone))]
 pub enum Heard {
     News(News),
     /// It closes the channel, or on channel 0 the connection; the client hears it as well.
@@ -49,7 +53,8 @@ pub enum Heard {
 }
 
 /// A message, or what it says about one.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, PartialEq)]
+#[cfg_attr(test, derive(Clone))]
 pub enum News {
     Confirm(Confirm),
     Return(Box<Returned>),
@@ -67,7 +72,8 @@ pub struct Confirm {
 }
 
 /// A message that came back: nobody wanted it.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
+#[cfg_attr(test, derive(Clone))]
 pub struct Returned {
     pub exchange: ShortString,
     pub routing_key: ShortString,
@@ -75,17 +81,32 @@ pub struct Returned {
 }
 
 /// A message for a consumer.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
+#[cfg_attr(test, derive(Clone))]
 pub struct Delivered {
     pub tag: DeliveryTag,
     pub redelivered: bool,
     pub content: Content,
 }
 
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
+#[cfg_attr(test, derive(Clone))]
 pub struct Content {
     pub properties: BasicProperties,
+    /// Empty if there was no room for it.
     pub body: Vec<u8>,
+    pub room: Room,
+}
+
+/// What a body takes of the memory for bodies in hand.
+#[derive(Debug, Default, PartialEq)]
+pub enum Room {
+    /// Nobody counts it.
+    #[default]
+    Uncounted,
+    Claimed(Claim),
+    /// There was none for so many bytes, and the body was not kept.
+    Refused(u64),
 }
 
 /// Writes all frames of a message, none of them longer than `frame_max` but for the headers, which must share one.
@@ -260,9 +281,11 @@ impl Writing {
 /// Takes the frames that are not for the client out of what comes in, and screens the others.
 #[derive(Debug, Default)]
 pub struct Sieve {
-    ours: Vec<Channel>,
+    ours: HashMap<ChannelId, Channel>,
     /// Bytes of the current frame that are passed on unseen and have not come yet.
     passing: usize,
+    /// Whether what comes next is, as far as anybody can tell, of a body that is not kept.
+    discards: bool,
 }
 
 /// How far a sieve came.
@@ -277,7 +300,8 @@ pub struct Sifted {
 /// A channel whose messages go past the client.
 #[derive(Debug)]
 struct Channel {
-    id: ChannelId,
+    /// Of its bodies, if somebody counts them.
+    account: Option<Account>,
     coming: Option<Coming>,
     /// The broker has closed it.
     is_closed: bool,
@@ -306,14 +330,19 @@ enum Method {
 }
 
 impl Sieve {
-    /// From now on the channel's messages are ours.
-    pub fn add(&mut self, id: ChannelId) {
-        self.remove(id);
-        self.ours.push(Channel {
-            id,
+    /// From now on the channel's messages are ours, and their bodies count, if there is an account.
+    pub fn add(&mut self, id: ChannelId, account: Option<Account>) {
+        let channel = Channel {
+            account,
             coming: None,
             is_closed: false,
-        });
+        };
+        self.ours.insert(id, channel);
+    }
+
+    /// Whether what comes next is not kept.
+    pub fn discards(&self) -> bool {
+        self.discards
     }
 
     /// Goes through `bytes`, which follow on those seen before, and puts those for the client in front.
@@ -352,7 +381,7 @@ impl Sieve {
     fn looks_into(&self, frame: Frame) -> bool {
         match frame.kind {
             Kind::Method | Kind::ContentHeader => true,
-            Kind::Body => self.ours.iter().any(|channel| channel.id == frame.channel),
+            Kind::Body => self.ours.contains_key(&frame.channel),
             Kind::Other => false,
         }
     }
@@ -367,7 +396,7 @@ impl Sieve {
             heard.extend(closed(payload, CONNECTION_CLOSE).map(|closed| (id, closed)));
             return false;
         }
-        let Some(channel) = self.ours.iter_mut().find(|channel| channel.id == id) else {
+        let Some(channel) = self.ours.get_mut(&id) else {
             return false;
         };
         if channel.is_closed {
@@ -395,11 +424,12 @@ impl Sieve {
             Kind::Other => false,
         };
         heard.extend(channel.finish().map(|news| (id, Heard::News(news))));
+        self.discards = channel.discards();
         is_taken
     }
 
     fn remove(&mut self, id: ChannelId) {
-        self.ours.retain(|channel| channel.id != id);
+        self.ours.remove(&id);
     }
 }
 
@@ -456,6 +486,9 @@ impl Channel {
         };
         coming.missing = Some(bytes);
         coming.content.properties = properties;
+        if let Some(account) = &self.account {
+            coming.content.room = account.claim(bytes).map_or(Room::Refused(bytes), Room::Claimed);
+        }
         true
     }
 
@@ -468,9 +501,16 @@ impl Channel {
             .and_then(|missing| missing.checked_sub(payload.len() as u64));
         if left.is_some() {
             coming.missing = left;
-            coming.content.body.extend_from_slice(payload);
+            if !matches!(coming.content.room, Room::Refused(_)) {
+                coming.content.body.extend_from_slice(payload);
+            }
         }
         left.is_some()
+    }
+
+    fn discards(&self) -> bool {
+        let room = self.coming.as_ref().map(|coming| &coming.content.room);
+        matches!(room, Some(Room::Refused(_)))
     }
 
     fn finish(&mut self) -> Option<News> {
@@ -653,7 +693,16 @@ pub mod testing {
 }
 
 #[cfg(test)]
+impl Clone for Room {
+    /// A copy takes nothing.
+    fn clone(&self) -> Self {
+        Self::Uncounted
+    }
+}
+
+#[cfg(test)]
 mod tests {
+    use super::super::bodies::Bodies;
     use amq_protocol::frame::{AMQPFrame, parse_frame};
     use amq_protocol::protocol::AMQPClass;
     use amq_protocol::protocol::basic::AMQPMethod;
@@ -822,7 +871,11 @@ mod tests {
             }
         });
         let body = proptest::collection::vec(any::<u8>(), 0..60);
-        let content = (any_properties(), body).prop_map(|(properties, body)| Content { properties, body });
+        let content = (any_properties(), body).prop_map(|(properties, body)| Content {
+            properties,
+            body,
+            room: Room::Uncounted,
+        });
         let message = (
             short_string(),
             any::<(u64, bool)>(),
@@ -890,9 +943,73 @@ mod tests {
         frames.filter(|frame| *frame != AMQPFrame::Heartbeat).collect()
     }
 
+    /// What is heard of a message whose body comes in pieces of 10 bytes.
+    fn delivered_to(sieve: &mut Sieve, body: &[u8]) -> (Delivered, bool) {
+        let delivered = Delivered {
+            content: Content {
+                body: body.to_vec(),
+                ..Content::default()
+            },
+            ..Delivered::default()
+        };
+        let bytes = testing::delivered(OURS, &delivered, 10);
+        let (first, rest) = bytes.split_at(bytes.len() - 1);
+        let (mut first, mut heard) = (first.to_vec(), Vec::new());
+        let seen = sieve.sift(&mut first, &mut heard).seen;
+        let discards = sieve.discards();
+        sieve.sift(&mut [&first[seen..], rest].concat(), &mut heard);
+        match heard.pop() {
+            Some((OURS, Heard::News(News::Delivery(delivered)))) => (*delivered, discards),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_body_without_room_is_not_kept() {
+        let bodies = Bodies::new(100, 100, 1);
+        let mut sieve = Sieve::default();
+        sieve.add(OURS, Some(bodies.account()));
+
+        let (kept, discards_kept) = delivered_to(&mut sieve, &[7; 100]);
+        let (refused, discards_refused) = delivered_to(&mut sieve, &[7; 70]);
+        let taken = bodies.taken();
+        let is_counted = matches!(kept.content.room, Room::Claimed(_));
+        drop(kept);
+
+        assert!(is_counted && !discards_kept);
+        assert_eq!(
+            (refused.content.body.len(), refused.content.room),
+            (0, Room::Refused(70))
+        );
+        assert!(discards_refused && !sieve.discards());
+        assert_eq!((taken, bodies.taken()), (100, 0));
+    }
+
+    #[test]
+    fn a_body_that_is_cut_off_by_the_end_of_its_channel_takes_nothing() {
+        let bodies = Bodies::new(100, 100, 1);
+        let mut sieve = Sieve::default();
+        sieve.add(OURS, Some(bodies.account()));
+        let delivered = Delivered {
+            content: Content {
+                body: vec![7; 50],
+                ..Content::default()
+            },
+            ..Delivered::default()
+        };
+        let mut bytes = testing::delivered(OURS, &delivered, 10);
+        bytes.truncate(bytes.len() - 20);
+
+        sieve.sift(&mut bytes, &mut Vec::new());
+        let coming = bodies.taken();
+        sieve.sift(&mut testing::closed(OURS, 406, "no more"), &mut Vec::new());
+
+        assert_eq!((coming, bodies.taken()), (50, 0));
+    }
+
     fn ours() -> Sieve {
         let mut sieve = Sieve::default();
-        sieve.add(OURS);
+        sieve.add(OURS, None);
         sieve
     }
 
@@ -927,7 +1044,7 @@ mod tests {
             cut in 0_usize..40,
         ) {
             let mut sieve = Sieve::default();
-            channels.into_iter().for_each(|channel| sieve.add(channel));
+            channels.into_iter().for_each(|channel| sieve.add(channel, None));
             let mut bytes = Vec::new();
             for ((kind, channel, payload, is_method), method) in pieces.into_iter().zip(methods) {
                 let payload = if is_method { [&method[..], &payload].concat() } else { payload };

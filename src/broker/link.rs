@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::backoff::{Failure, Patience};
+use super::bodies::Bodies;
 use super::connection::{self, Connected};
 use super::failure_of;
 use super::turn::Turn;
@@ -89,6 +90,8 @@ pub struct Supervisor {
     pub config: BrokerConfig,
     /// The worker's name; the broker shows it with the role behind it.
     pub name: String,
+    /// What is delivered on it counts among these.
+    pub bodies: Option<Bodies>,
     pub health: Health,
     pub metrics: LinkMetrics,
     pub closed: CancellationToken,
@@ -103,7 +106,7 @@ impl Supervisor {
         loop {
             let secrets = connection::secrets(&self.config);
             let connected = tokio::select! {
-                connected = connection::connect_next(&self.config, &name, &mut turn) => connected,
+                connected = connection::connect_next(&self.config, &name, &mut turn, self.bodies.as_ref()) => connected,
                 () = self.closed.cancelled() => return,
             };
             let failure = match connected {

@@ -1,6 +1,7 @@
 //! RabbitMQ's side: connections that are kept up, and the exchanges and queues of a model.
 
 pub mod backoff;
+pub mod bodies;
 pub mod compare;
 pub mod connection;
 pub mod frames;

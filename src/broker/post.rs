@@ -12,6 +12,7 @@
 //! - What waits to leave has a limit ([`Mail::room`]); what came in has none but the prefetch window and what is under way.
 //! - When the stream ends, whatever for, every channel has ended.
 
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
@@ -19,6 +20,7 @@ use lapin::protocol::AMQPError;
 use lapin::types::{ChannelId, FrameSize, ShortString};
 use lapin::{ConnectionState, Error, ErrorKind};
 
+use super::bodies::Account;
 use super::frames::{self, Heard, News, Publication, Sieve, Sifted};
 
 /// The post of one connection; clones are the same.
@@ -28,9 +30,16 @@ pub struct Post(Arc<Mutex<Office>>);
 #[derive(Default)]
 struct Office {
     sieve: Sieve,
-    boxes: Vec<Mailbox>,
+    /// By their numbers.
+    boxes: HashMap<u64, Mailbox>,
+    /// Which box a channel has.
+    of_channel: HashMap<ChannelId, u64>,
     /// Of the next box.
     number: u64,
+    /// The boxes with messages that are to leave, in their order.
+    leaving: VecDeque<u64>,
+    /// The boxes that got something just now.
+    touched: Vec<u64>,
     /// Wakes the thread that writes, see [`super::stream`].
     carrier: Option<Waker>,
     /// Why the connection can be used no more.
@@ -41,8 +50,6 @@ struct Office {
 
 /// What waits on both sides of a channel.
 struct Mailbox {
-    number: u64,
-    channel: ChannelId,
     leaving: Vec<u8>,
     came: Vec<News>,
     /// Why the channel can be used no more.
@@ -66,20 +73,24 @@ pub struct Mail {
 impl Post {
     /// The post of a channel on which nobody has published or consumed yet, and nobody else will.
     pub fn channel(&self, channel: ChannelId, frame_max: FrameSize) -> Mail {
+        self.counted_channel(channel, frame_max, None)
+    }
+
+    /// As [`Post::channel`]; what is delivered on it counts.
+    pub fn counted_channel(&self, channel: ChannelId, frame_max: FrameSize, account: Option<Account>) -> Mail {
         let mut office = self.lock();
         let number = office.number;
         office.number += 1;
-        office.sieve.add(channel);
-        let ended = office.ended.clone();
-        office.boxes.push(Mailbox {
-            number,
-            channel,
+        office.sieve.add(channel, account);
+        let mailbox = Mailbox {
             leaving: Vec::new(),
             came: Vec::new(),
-            ended,
+            ended: office.ended.clone(),
             reader: None,
             writer: None,
-        });
+        };
+        office.boxes.insert(number, mailbox);
+        office.of_channel.insert(channel, number);
         Mail {
             post: self.clone(),
             number,
@@ -98,8 +109,15 @@ impl Post {
             office.deliver(channel, heard);
         }
         office.heard = heard;
-        office.boxes.iter_mut().for_each(Mailbox::tell);
+        while let Some(number) = office.touched.pop() {
+            office.boxes.get_mut(&number).into_iter().for_each(Mailbox::tell);
+        }
         sifted
+    }
+
+    /// Whether nothing is kept of what comes next, see [`super::bodies`].
+    pub fn discards(&self) -> bool {
+        self.lock().sieve.discards()
     }
 
     /// From now on `carrier` is woken when messages are to leave and none were before.
@@ -110,14 +128,20 @@ impl Post {
     /// Fills `into`, which is empty, with messages that are to leave; whether there were any.
     pub fn collect(&self, into: &mut Vec<u8>) -> bool {
         let mut office = self.lock();
-        let Some(mailbox) = office.boxes.iter_mut().find(|mailbox| !mailbox.leaving.is_empty()) else {
-            return false;
-        };
-        std::mem::swap(into, &mut mailbox.leaving);
-        if let Some(writer) = mailbox.writer.take() {
-            writer.wake();
+        while let Some(number) = office.leaving.pop_front() {
+            let Some(mailbox) = office.boxes.get_mut(&number) else {
+                continue;
+            };
+            std::mem::swap(into, &mut mailbox.leaving);
+            if let Some(writer) = mailbox.writer.take() {
+                writer.wake();
+            }
+            // What was to leave is dropped when the channel ends.
+            if !into.is_empty() {
+                return true;
+            }
         }
-        true
+        false
     }
 
     /// Tells everybody that the connection can be used no more; the first reason counts.
@@ -125,7 +149,7 @@ impl Post {
         let mut office = self.lock();
         if office.ended.is_none() {
             office.end(reason());
-            office.boxes.iter_mut().for_each(Mailbox::tell);
+            office.boxes.values_mut().for_each(Mailbox::tell);
         }
     }
 
@@ -136,26 +160,28 @@ impl Post {
 }
 
 impl Office {
-    fn mailbox(&mut self, number: u64) -> Option<&mut Mailbox> {
-        self.boxes.iter_mut().find(|mailbox| mailbox.number == number)
-    }
-
     fn deliver(&mut self, channel: ChannelId, heard: Heard) {
         match heard {
             Heard::Closed { code, said } if channel == 0 => self.end(closed(code, said)),
             // Of a channel that nobody uses any more, nobody wants to know.
             heard => {
-                let mailbox = self.boxes.iter_mut().find(|mailbox| mailbox.channel == channel);
-                if let Some(mailbox) = mailbox {
+                let number = self.of_channel.get(&channel).copied();
+                if let Some(number) = number
+                    && let Some(mailbox) = self.boxes.get_mut(&number)
+                {
                     mailbox.put(heard);
+                    if self.touched.last() != Some(&number) {
+                        self.touched.push(number);
+                    }
                 }
             }
         }
     }
 
     fn end(&mut self, reason: Error) {
-        for mailbox in &mut self.boxes {
+        for (number, mailbox) in &mut self.boxes {
             mailbox.end(reason.clone());
+            self.touched.push(*number);
         }
         self.ended.get_or_insert(reason);
     }
@@ -202,7 +228,7 @@ impl Mail {
     /// The channel or its connection can be used no more; why.
     pub fn send(&mut self) -> Result<(), Error> {
         let mut office = self.post.lock();
-        let Some(mailbox) = office.mailbox(self.number) else {
+        let Some(mailbox) = office.boxes.get_mut(&self.number) else {
             return Err(closed_silently());
         };
         if let Some(reason) = &mailbox.ended {
@@ -213,6 +239,7 @@ impl Mail {
             mailbox.leaving.append(&mut self.batch);
         } else if !self.batch.is_empty() {
             std::mem::swap(&mut mailbox.leaving, &mut self.batch);
+            office.leaving.push_back(self.number);
             let carrier = office.carrier.clone();
             // Awake, the thread would wait for what is locked here.
             drop(office);
@@ -228,7 +255,7 @@ impl Mail {
     pub async fn room(&self) -> Result<(), Error> {
         std::future::poll_fn(|context| {
             let mut office = self.post.lock();
-            let Some(mailbox) = office.mailbox(self.number) else {
+            let Some(mailbox) = office.boxes.get_mut(&self.number) else {
                 return Poll::Ready(Err(closed_silently()));
             };
             if let Some(reason) = &mailbox.ended {
@@ -247,7 +274,7 @@ impl Mail {
     pub async fn news(&self, into: &mut Vec<News>) -> Option<Error> {
         std::future::poll_fn(|context| {
             let mut office = self.post.lock();
-            let Some(mailbox) = office.mailbox(self.number) else {
+            let Some(mailbox) = office.boxes.get_mut(&self.number) else {
                 return Poll::Ready(Some(closed_silently()));
             };
             if mailbox.came.is_empty() && mailbox.ended.is_none() {
@@ -263,7 +290,12 @@ impl Mail {
 
 impl Drop for Mail {
     fn drop(&mut self) {
-        self.post.lock().boxes.retain(|mailbox| mailbox.number != self.number);
+        let mut office = self.post.lock();
+        office.boxes.remove(&self.number);
+        // The channel's number may be another's by now.
+        if office.of_channel.get(&self.channel) == Some(&self.number) {
+            office.of_channel.remove(&self.channel);
+        }
     }
 }
 

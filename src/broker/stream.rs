@@ -26,6 +26,7 @@ use futures_util::io::{AsyncRead, AsyncWrite};
 use lapin::AsyncTcpStream;
 use tokio::net::TcpStream;
 
+use super::bodies::Brake;
 use super::frames::{FRAME_BYTES_MAX, Writing};
 use super::post::{self, Post};
 
@@ -36,6 +37,8 @@ type Wire = AsyncTcpStream<Compat<TcpStream>>;
 pub struct Screened<S = Wire> {
     wire: S,
     post: Post,
+    /// For a connection that consumes.
+    brake: Option<Brake>,
     /// Where the client is in what it writes.
     client: Writing,
     /// Tells the client that there is something to read.
@@ -52,10 +55,11 @@ pub struct Screened<S = Wire> {
 }
 
 impl<S> Screened<S> {
-    pub fn new(wire: S, post: Post) -> Self {
+    pub fn new(wire: S, post: Post, brake: Option<Brake>) -> Self {
         Self {
             wire,
             post,
+            brake,
             client: Writing::default(),
             reader: None,
             leaving: Vec::new(),
@@ -89,10 +93,22 @@ impl<S> Screened<S> {
 }
 
 impl<S: AsyncRead + Unpin> Screened<S> {
+    /// Reads from the broker, slowly while bodies in hand take too much.
+    fn poll_wire(&mut self, context: &mut Context<'_>, to: &mut [u8]) -> Poll<io::Result<usize>> {
+        let Some(brake) = &mut self.brake else {
+            return Pin::new(&mut self.wire).poll_read(context, to);
+        };
+        let allowed = ready!(brake.poll_allowed(context, !self.post.discards()));
+        let most = to.len().min(allowed);
+        let came = ready!(Pin::new(&mut self.wire).poll_read(context, &mut to[..most]))?;
+        brake.read(came);
+        Poll::Ready(Ok(came))
+    }
+
     /// Reads into the client's own memory, and holds back the frame that has only begun to come. Returns how many bytes the
     /// client may have, and whether there will be more.
     fn poll_direct(&mut self, context: &mut Context<'_>, to: &mut [u8]) -> Poll<io::Result<(usize, bool)>> {
-        let came = ready!(Pin::new(&mut self.wire).poll_read(context, to))?;
+        let came = ready!(self.poll_wire(context, to))?;
         let sifted = self.post.sift(&mut to[..came]);
         self.filled = came - sifted.seen;
         (self.read, self.screened) = (0, 0);
@@ -103,7 +119,10 @@ impl<S: AsyncRead + Unpin> Screened<S> {
     /// Reads behind what is held back. Returns whether there will be more.
     fn poll_more(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
         self.make_room();
-        let came = ready!(Pin::new(&mut self.wire).poll_read(context, &mut self.bytes[self.filled..]))?;
+        let mut bytes = std::mem::take(&mut self.bytes);
+        let came = self.poll_wire(context, &mut bytes[self.filled..]);
+        self.bytes = bytes;
+        let came = ready!(came)?;
         self.filled += came;
         if came > 0 {
             let sifted = self.post.sift(&mut self.bytes[self.screened..self.filled]);
@@ -353,7 +372,7 @@ mod tests {
             lengths,
             given: 0,
         };
-        let mut stream = Screened::new(pieces, Post::default());
+        let mut stream = Screened::new(pieces, Post::default(), None);
         let mut got = Vec::new();
         for asked in reads.iter().cycle() {
             let mut to = vec![0; *asked];
@@ -458,7 +477,7 @@ mod tests {
             prop_assume!(takes.iter().any(|takes| *takes > 0));
             let post = Post::default();
             let mut mail = post.channel(OURS, 16);
-            let mut stream = Screened::new(Narrow { taken: Vec::new(), takes, turn: 0 }, post);
+            let mut stream = Screened::new(Narrow { taken: Vec::new(), takes, turn: 0 }, post, None);
             let mut context = Context::from_waker(std::task::Waker::noop());
             let mut client = b"AMQP\0\0\x09\x01".to_vec();
             client.extend(payloads.iter().flat_map(|payload| testing::method(THEIRS, payload)));
@@ -513,7 +532,7 @@ mod tests {
             lengths: vec![usize::MAX],
             given: 0,
         };
-        let mut stream = Screened::new(pieces, post.clone());
+        let mut stream = Screened::new(pieces, post.clone(), None);
 
         let mut client = Vec::new();
         stream.read_to_end(&mut client).await.unwrap();
@@ -530,7 +549,7 @@ mod tests {
     async fn a_stream_that_is_dropped_ends_the_channels() {
         let post = Post::default();
         let mail = post.channel(OURS, 4096);
-        let stream = Screened::new(futures_util::io::empty(), post);
+        let stream = Screened::new(futures_util::io::empty(), post, None);
 
         drop(stream);
 
@@ -579,7 +598,7 @@ mod tests {
         let (reader, writer) = (Waker::from(reads.clone()), Waker::from(writes.clone()));
         let post = Post::default();
         let mut mail = post.channel(OURS, 4096);
-        let mut stream = Screened::new(Full::default(), post);
+        let mut stream = Screened::new(Full::default(), post, None);
         stream.client.wrote(b"AMQP\0\0\x09\x01");
 
         let _ = Pin::new(&mut stream).poll_read(&mut Context::from_waker(&reader), &mut [0; 8]);

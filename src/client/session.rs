@@ -70,7 +70,7 @@ impl Dial {
     /// # Errors
     /// The broker cannot be reached or refuses us, or has no such exchange.
     pub async fn open(&mut self) -> Result<(Arc<Session>, Arrivals), ClientError> {
-        let connecting = connection::connect_next(&self.broker, "inferq producer", &mut self.turn);
+        let connecting = connection::connect_next(&self.broker, "inferq producer", &mut self.turn, None);
         let connection = Arc::new(connecting.await?);
         find_exchange(&connection, &self.exchange).await?;
         let (reply_to, replies) = consume_replies(&connection.create_channel().await?).await?;

@@ -274,11 +274,11 @@ settings! {
         /// Biggest body of a job; a bigger one is answered with an error.
         body_bytes_max: usize, "body_bytes_max" = 16_777_216, WholeNumber(1..=536_870_912_usize),
             "16 MiB is RabbitMQ's own limit for a message since 4.0.";
-        /// Bytes that the bodies of all jobs in hand may take; `broker.prefetch` is lowered until the biggest of every model fit.
-        /// On top come decoded JSON (at most 8 bytes a number), a batch for each engine, replies under way, and what the client and
+        /// Bytes that the bodies of all jobs in hand may take. Above it deliveries are read slowly, and bodies that come all the same
+        /// take half as much again at most, or a single one of them more. On top come decoded JSON (at most 8 bytes a number), a batch for each engine, replies under way, and what the client and
         /// the allocator hold on to (some 60 MiB with bodies of 1 MiB).
         memory_bytes: usize, "memory_bytes" = 4_294_967_296_i64, WholeNumber(1..=1_099_511_627_776_usize),
-            "What 256 of the biggest jobs take, so that one model has its whole prefetch window; small jobs use little of it.";
+            "What 256 of the biggest jobs take, so that even those fill a prefetch window; small jobs use little of it.";
     }
 
     /// How results go back.

@@ -1,16 +1,16 @@
 //! What a worker is and how it is: versions, models, states, memory. Looked at when somebody asks for metrics, so that no
 //! job pays for it.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use prometheus::process_collector::ProcessCollector;
-use prometheus::{GaugeVec, IntCounter, IntGauge, IntGaugeVec};
-use tokio::sync::Semaphore;
+use prometheus::{Counter, GaugeVec, IntCounter, IntGauge, IntGaugeVec};
 use tracing_appender::non_blocking::ErrorCounter;
 
 use super::health::{Condition, Health};
 use super::metrics::Adding;
+use crate::broker::bodies::Bodies;
 use crate::model::repository::NotServed;
 
 /// Metrics of the worker itself.
@@ -23,7 +23,8 @@ pub struct About {
     states: IntGaugeVec,
     bytes_in_hand: IntGauge,
     bytes_limit: IntGauge,
-    memory: OnceLock<Arc<Semaphore>>,
+    slowed_seconds: Counter,
+    bodies: OnceLock<Bodies>,
     log_dropped: IntCounter,
     log: OnceLock<ErrorCounter>,
 }
@@ -82,7 +83,11 @@ impl About {
                 "inferq_bytes_in_hand_limit",
                 "Bytes that these may take: limits.memory_bytes",
             )?,
-            memory: OnceLock::new(),
+            slowed_seconds: add.real_counter(
+                "inferq_reading_slowed_seconds_total",
+                "Time in which connections were read slowly, since bodies took more than limits.memory_bytes",
+            )?,
+            bodies: OnceLock::new(),
             log_dropped: add.counter(
                 "inferq_log_lines_dropped_total",
                 "Log lines that could not be written in time",
@@ -116,11 +121,11 @@ impl About {
             .set(1);
     }
 
-    /// Shows how much of the memory for bodies is taken: so many permits of `memory` as of `limit` are gone.
-    pub fn watch_memory(&self, memory: Arc<Semaphore>, limit: usize) {
-        self.bytes_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
+    /// Shows how much of the memory for bodies is taken.
+    pub fn watch_bodies(&self, bodies: Bodies) {
+        self.bytes_limit.set(i64::try_from(bodies.limit()).unwrap_or(i64::MAX));
         // A worker has one memory.
-        let _ = self.memory.set(memory);
+        let _ = self.bodies.set(bodies);
     }
 
     /// Shows what a log counts as well.
@@ -137,9 +142,12 @@ impl About {
             let holds = holding.contains(state) || state == READY && holding.is_empty();
             self.states.with_label_values(&[state]).set(i64::from(holds));
         }
-        if let Some(memory) = self.memory.get() {
-            let free = i64::try_from(memory.available_permits()).unwrap_or(i64::MAX);
-            self.bytes_in_hand.set(self.bytes_limit.get() - free);
+        if let Some(bodies) = self.bodies.get() {
+            let taken = i64::try_from(bodies.taken()).unwrap_or(i64::MAX);
+            self.bytes_in_hand.set(taken);
+            let slowed = bodies.slowed().as_secs_f64();
+            self.slowed_seconds
+                .inc_by((slowed - self.slowed_seconds.get()).max(0.0));
         }
         let dropped = self.log.get().map_or(0, ErrorCounter::dropped_lines) as u64;
         self.log_dropped.inc_by(dropped.saturating_sub(self.log_dropped.get()));
@@ -204,12 +212,12 @@ mod tests {
     }
 
     #[test]
-    fn bytes_in_hand_are_what_is_gone_of_the_limit() {
+    fn bytes_in_hand_are_those_of_the_bodies() {
         let metrics = Metrics::new().unwrap();
-        let memory = Arc::new(Semaphore::new(1000));
-        metrics.about.watch_memory(memory.clone(), 1000);
+        let bodies = Bodies::new(1000, 1000, 1);
+        metrics.about.watch_bodies(bodies.clone());
 
-        let taken = memory.try_acquire_many(300).unwrap();
+        let taken = bodies.account().claim(300).unwrap();
         let with = shown(&metrics, &Health::default());
         drop(taken);
         let without = shown(&metrics, &Health::default());

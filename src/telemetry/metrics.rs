@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::about::About;
@@ -16,8 +16,8 @@ use crate::wire::status::{Status, UNROUTABLE_REPLY};
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    Counter, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 /// The registry and what is shared by all models.
@@ -70,6 +70,9 @@ struct Endings {
 /// What is taken ahead, and what is not taken yet.
 struct Waiting {
     prefetch: IntGaugeVec,
+    /// The same by model alone, for those who read it.
+    window: IntGaugeVec,
+    set_aside: IntCounterVec,
     backlog_jobs: IntGaugeVec,
     backlog_seconds: GaugeVec,
 }
@@ -85,8 +88,9 @@ pub struct ModelMetrics {
     /// Replies whose queue is gone or full.
     pub unroutable: IntCounter,
     dead_letters: [(&'static str, IntCounter); DEAD_CODES.len()],
-    /// What the broker may have sent ahead of its acks.
-    pub prefetch: IntGauge,
+    pub prefetch: PrefetchMetrics,
+    /// Jobs whose bodies found no room.
+    pub set_aside: IntCounter,
     pub backlog: BacklogMetrics,
     jobs: [(Status, IntCounter); Status::ALL.len()],
     job_seconds: Histogram,
@@ -121,6 +125,33 @@ impl ModelMetrics {
     #[cfg(test)]
     pub fn dead_letters(&self) -> u64 {
         self.dead_letters.iter().map(|(_, letters)| letters.get()).sum()
+    }
+}
+
+/// What the broker may have sent ahead of its acks.
+pub struct PrefetchMetrics {
+    model: Arc<str>,
+    shown: IntGaugeVec,
+    window: IntGauge,
+    bound: Mutex<Option<&'static str>>,
+}
+
+impl PrefetchMetrics {
+    /// So many deliveries, and what keeps them from being more.
+    pub fn set(&self, deliveries: u16, bound: &'static str) {
+        let before = self.bound.lock().unwrap_or_else(PoisonError::into_inner).replace(bound);
+        if let Some(before) = before.filter(|before| *before != bound) {
+            // It is there.
+            let _ = self.shown.remove_label_values(&[&*self.model, before]);
+        }
+        let shown = self.shown.with_label_values(&[&*self.model, bound]);
+        shown.set(deliveries.into());
+        self.window.set(deliveries.into());
+    }
+
+    /// In deliveries; 0 before anything was consumed.
+    pub fn get(&self) -> usize {
+        usize::try_from(self.window.get()).unwrap_or(0)
     }
 }
 
@@ -367,7 +398,13 @@ impl Metrics {
             decode_seconds: decode_seconds.with_label_values(labels),
             unroutable: self.endings.unroutable.with_label_values(labels),
             dead_letters: DEAD_CODES.map(|code| (code, self.endings.dead_letters.with_label_values(&[model, code]))),
-            prefetch: self.waiting.prefetch.with_label_values(&[model]),
+            prefetch: PrefetchMetrics {
+                model: model.into(),
+                shown: self.waiting.prefetch.clone(),
+                window: self.waiting.window.with_label_values(labels),
+                bound: Mutex::default(),
+            },
+            set_aside: self.waiting.set_aside.with_label_values(labels),
             backlog: BacklogMetrics {
                 model: model.into(),
                 jobs: self.waiting.backlog_jobs.clone(),
@@ -495,7 +532,13 @@ fn waiting(add: &Adding<'_>) -> prometheus::Result<Waiting> {
     Ok(Waiting {
         prefetch: add.gauges(
             "inferq_prefetch",
-            "Deliveries that the broker may send ahead of their acks",
+            "Deliveries that the broker may send ahead of their acks, and what keeps them from being more",
+            &["model", "bound"],
+        )?,
+        window: IntGaugeVec::new(Opts::new("window", "By model"), MODEL)?,
+        set_aside: add.counters(
+            "inferq_jobs_set_aside_total",
+            "Jobs that went back to their queue once there was room, since there was none for their bodies",
             MODEL,
         )?,
         backlog_jobs: add.gauges(
@@ -575,6 +618,10 @@ impl Adding<'_> {
 
     pub(super) fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
         self.add(IntCounter::new(name, help))
+    }
+
+    pub(super) fn real_counter(&self, name: &str, help: &str) -> prometheus::Result<Counter> {
+        self.add(Counter::new(name, help))
     }
 
     pub(super) fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {

@@ -4,6 +4,7 @@
 //! channel is a generation with receipts of its own. The AMQP client opens and cancels the consumer; what is delivered goes
 //! past it ([`crate::broker::post`]).
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,22 +14,23 @@ use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Consumer};
 use tokio::sync::mpsc::Sender;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::aside::Aside;
 use super::backlog::Backlog;
 use super::decode::{self, Decoded, Limits, Served};
-use super::prefetch::{self, CONFIRM_ASSUMED, Load, Lowered};
+use super::prefetch::{self, CONFIRM_ASSUMED, Load, Prefetch};
 use super::reply::Answer;
 use super::settle::{self, Receipt, Receipts};
 use super::{Fatal, WorkerError};
 use crate::broker::BrokerError;
 use crate::broker::backoff::{Failure, Patience};
+use crate::broker::bodies::{Bodies, Claim};
 use crate::broker::connection::Connected;
-use crate::broker::frames::{Content, Delivered, News};
+use crate::broker::frames::{Content, Delivered, News, Room};
 use crate::broker::link;
 use crate::broker::links::Links;
 use crate::broker::permission::Act;
@@ -46,8 +48,8 @@ pub struct Delivery {
     pub redelivered: bool,
     pub arrived: Instant,
     pub receipt: Receipt,
-    /// The share of `limits.memory_bytes` that the body takes; given back when the job is settled.
-    pub memory: Option<OwnedSemaphorePermit>,
+    /// What the body takes of `limits.memory_bytes`; given back when the job is settled.
+    pub claim: Option<Claim>,
 }
 
 /// Consumes one model's queue.
@@ -59,7 +61,7 @@ pub struct Consume {
     pub broker: BrokerConfig,
     pub topology: TopologyConfig,
     pub limits: Limits,
-    pub memory: Arc<Semaphore>,
+    pub bodies: Bodies,
     pub answers: Sender<Vec<Answer>>,
     pub health: Health,
     pub receipts: ReceiptMetrics,
@@ -131,12 +133,7 @@ impl Consume {
                 Ok(None) => return,
                 Err(few) => return self.fatal.raise(few.into()),
             };
-            let opening = tokio::time::timeout(self.broker.connect_timeout, self.open(&connection));
-            let opened = opening.await.unwrap_or_else(|_| {
-                // Whatever it is that the broker does not answer, a fresh connection is the way out.
-                Err(BrokerError::Silent(self.broker.connect_timeout))
-            });
-            let (failure, reason) = match opened {
+            let (failure, reason) = match self.open_in_time(&connection).await {
                 Ok(generation) => {
                     self.health.clear(&condition);
                     info!(model.name = %self.model.name, "consuming");
@@ -168,13 +165,30 @@ impl Consume {
         }
     }
 
+    /// Opens within `broker.connect_timeout_ms`. What comes late because it is read slowly is no sign of silence.
+    async fn open_in_time(&self, connection: &Arc<Connected>) -> Result<Generation, BrokerError> {
+        let limit = self.broker.connect_timeout;
+        let mut opening = pin!(self.open(connection));
+        loop {
+            let slowed = self.bodies.slowed();
+            match tokio::time::timeout(limit, &mut opening).await {
+                Ok(opened) => return opened,
+                Err(_) if self.bodies.slowed() > slowed => {}
+                // Whatever it is that the broker does not answer, a fresh connection is the way out.
+                Err(_) => return Err(BrokerError::Silent(limit)),
+            }
+        }
+    }
+
     async fn open(&self, connection: &Arc<Connected>) -> Result<Generation, BrokerError> {
         topology::prepare(connection, &self.topology, [&*self.model.name]).await?;
         let channel = connection.create_channel().await?;
         let deliveries = Deliveries {
-            mail: connection
-                .post
-                .channel(channel.id(), connection.configuration().frame_max()),
+            mail: connection.post.counted_channel(
+                channel.id(),
+                connection.configuration().frame_max(),
+                Some(self.bodies.account()),
+            ),
             came: Vec::new().into_iter(),
         };
         let prefetch = self.prefetch();
@@ -211,21 +225,15 @@ impl Consume {
         let lanes = self.model.lanes.values();
         let loads: Vec<Load> = lanes.filter_map(|(lane, _)| lane.load()).collect();
         let confirm = self.replies.confirm_mean().unwrap_or(CONFIRM_ASSUMED);
-        let prefetch = prefetch::prefetch(asked, &loads, confirm, self.drain_timeout);
-        let reason = match prefetch.lowered {
-            None => "",
-            Some(Lowered::Enough) => "more would not make its engines any busier",
-            Some(Lowered::Drained) => {
-                "more could not be finished in half of worker.drain_timeout_ms; worker.instances, if there are cores, or a \
-                 longer timeout leave room for more"
-            }
+        let Prefetch { deliveries, bound } = prefetch::prefetch(asked, &loads, confirm, self.drain_timeout);
+        let than = if deliveries < asked {
+            format!(" and not {asked}")
+        } else {
+            String::new()
         };
-        if prefetch.lowered.is_some() {
-            let deliveries = prefetch.deliveries;
-            info!(model.name = %self.model.name, "prefetch is {deliveries} and not {asked}: {reason}");
-        }
-        self.model.metrics.prefetch.set(prefetch.deliveries.into());
-        prefetch.deliveries
+        info!(model.name = %self.model.name, "prefetch is {deliveries}{than}: {}", bound.sentence());
+        self.model.metrics.prefetch.set(deliveries, bound.name());
+        deliveries
     }
 
     /// Passes deliveries on until the generation ends.
@@ -239,15 +247,29 @@ impl Consume {
             watching,
         } = generation;
         let mut cancelling = None;
+        let mut aside = Aside::default();
+        // A job that went back to the broker and has not come again.
+        let mut returning = None;
         let ended = loop {
             let end = tokio::select! {
                 next = deliveries.next() => match next {
                     Ok(delivered) => {
-                        self.take(delivered, &receipts).await;
+                        self.take(delivered, &receipts, &mut aside).await;
+                        returning = None;
                         continue;
                     }
                     Err(error) => break Ended::Lost(error.to_string()),
                 },
+                turn = self.bodies.turn(aside.first_bytes().unwrap_or(0)), if !aside.is_empty() && returning.is_none() => {
+                    aside.give_back_first();
+                    returning = turn.map(|turn| (turn, Instant::now() + RETURN_MAX));
+                    continue;
+                }
+                // Another worker has it.
+                () = until(returning.as_ref().map(|(_, until)| *until)) => {
+                    returning = None;
+                    continue;
+                }
                 end = consumer.next() => end,
                 // Without it nothing would be acked, and the worker would sit on a full prefetch window.
                 settled = &mut settling => break Ended::Lost(match settled {
@@ -255,6 +277,7 @@ impl Consume {
                     Ok(Ok(())) | Err(_) => "the task that acks ended".to_owned(),
                 }),
                 () = self.stop.cancelled(), if cancelling.is_none() => {
+                    aside.give_back_all();
                     let (channel, tag) = (channel.clone(), consumer.tag());
                     cancelling = Some(tokio::spawn(async move {
                         channel.basic_cancel(tag, BasicCancelOptions::default()).await
@@ -271,10 +294,12 @@ impl Consume {
             }
             // All that was delivered before the broker agreed to the end is here by now.
             while let Some(Ok(delivered)) = deliveries.next().now_or_never() {
-                self.take(delivered, &receipts).await;
+                self.take(delivered, &receipts, &mut aside).await;
             }
             break Ended::Stopping;
         };
+        aside.give_back_all();
+        drop(returning);
         drop(receipts);
         drop(watching);
         self.model.metrics.backlog.hide();
@@ -295,27 +320,29 @@ impl Consume {
         ended
     }
 
-    async fn take(&self, delivered: Delivered, receipts: &Receipts) {
-        let Content { properties, body } = delivered.content;
-        let body = Bytes::from(body);
-        let mut delivery = Delivery {
-            receipt: receipts.receipt(delivered.tag),
-            memory: None,
+    async fn take(&self, delivered: Delivered, receipts: &Receipts, aside: &mut Aside) {
+        let Content { properties, body, room } = delivered.content;
+        let receipt = receipts.receipt(delivered.tag);
+        self.model.metrics.deliveries.inc();
+        if delivered.redelivered {
+            self.model.metrics.redelivered.inc();
+        }
+        let claim = match room {
+            Room::Refused(bytes) => {
+                self.model.metrics.set_aside.inc();
+                return aside.put(receipt, bytes);
+            }
+            Room::Claimed(claim) => Some(claim),
+            Room::Uncounted => None,
+        };
+        let delivery = Delivery {
+            receipt,
+            claim,
             properties,
             redelivered: delivered.redelivered,
             arrived: Instant::now(),
-            body,
+            body: Bytes::from(body),
         };
-        self.model.metrics.deliveries.inc();
-        if delivery.redelivered {
-            self.model.metrics.redelivered.inc();
-        }
-        // Oversize bodies are refused and let go at once, so that they need no share.
-        if let Ok(bytes) = u32::try_from(delivery.body.len())
-            && delivery.body.len() <= self.limits.body_bytes_max
-        {
-            delivery.memory = self.memory.clone().acquire_many_owned(bytes).await.ok();
-        }
         match self.decode(delivery).await {
             Ok((job, lane)) => {
                 // The lane is gone only when the engines are, and then the delivery goes back to the broker.
@@ -343,8 +370,18 @@ impl Consume {
     }
 }
 
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// A consumer that lasted this long was good; the next failure is a new one.
 const STABLE: Duration = Duration::from_secs(10);
+
+/// How long a job that went back is waited for.
+const RETURN_MAX: Duration = Duration::from_secs(5);
 
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 

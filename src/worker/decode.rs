@@ -7,7 +7,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, ShortString};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 
@@ -18,6 +17,7 @@ use super::message;
 use super::prefetch::Load;
 use super::reply::{Answer, Outcome};
 use super::settle::{Receipt, Verdict};
+use crate::broker::bodies::Claim;
 use crate::error::JobError;
 use crate::model::capacity::Estimate;
 use crate::model::signature::{Dim, Dims, Signature, TensorSpec};
@@ -105,7 +105,7 @@ pub struct Envelope {
     /// `None` unless the producer samples its trace, and somebody collects it.
     pub trace: Option<Box<Traced>>,
     pub receipt: Receipt,
-    _memory: Option<OwnedSemaphorePermit>,
+    _claim: Option<Claim>,
 }
 
 /// Where the reply to a job goes.
@@ -185,7 +185,7 @@ impl Moment {
 
 /// Turns a delivery into a job for one of the model's lanes, or into the answer that says why not.
 pub fn decode(delivery: Delivery, served: &Served, limits: &Limits) -> Decoded {
-    // The wall clock is read now, so now is what it is compared with: the delivery may have waited for memory.
+    // The wall clock is read now, so now is what it is compared with: the delivery may have waited for its turn.
     let moment = Moment::now();
     let mut decoded = decode_at(moment, delivery, served, limits);
     let ended = Instant::now();
@@ -268,7 +268,7 @@ impl Envelope {
             confirmed: None,
             trace: None,
             receipt: delivery.receipt,
-            _memory: delivery.memory,
+            _claim: delivery.claim,
         }
     }
 

@@ -4,6 +4,7 @@
 //! queue → consume → decode → batch → infer → reply → settle → queue
 //! ```
 
+pub mod aside;
 pub mod backlog;
 pub mod batch;
 pub mod coalesce;
@@ -42,7 +43,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{self, Sender};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -65,6 +65,7 @@ use self::row_headers::RowHeaders;
 use self::rows_limit::RowsLimit;
 use self::turns::{Seat, Turns};
 use self::watch::{Patience, Watch, Watched};
+use crate::broker::bodies::Bodies;
 use crate::broker::link::{Link, Role, Supervisor};
 use crate::broker::links::{Links, TooFewChannels};
 use crate::broker::topology::{Mismatch, Names};
@@ -175,11 +176,15 @@ impl Worker {
         Ok(())
     }
 
-    fn start(mut self) -> Result<Running, WorkerError> {
-        self.config.broker.prefetch = prefetch_within(&self.config, self.models.len());
+    fn start(self) -> Result<Running, WorkerError> {
+        let limits = &self.config.limits;
+        let bodies = Bodies::new(limits.memory_bytes, limits.body_bytes_max, self.models.len());
+        self.metrics.about.watch_bodies(bodies.clone());
         let closed = CancellationToken::new();
         let supervisors = TaskTracker::new();
-        let consuming = Arc::new(Links::new(self.supervisor(Role::Consume, &closed), supervisors.clone()));
+        let mut consuming = self.supervisor(Role::Consume, &closed);
+        consuming.bodies = Some(bodies.clone());
+        let consuming = Arc::new(Links::new(consuming, supervisors.clone()));
         let (live, publishing) = Link::new();
         supervisors.spawn(self.supervisor(Role::Publish, &closed).run(live));
         let (fatal, fatal_receiver) = mpsc::channel(1);
@@ -187,13 +192,10 @@ impl Worker {
         let mut stages = JoinSet::new();
         let threads = threads(&self.config);
         let engines: usize = self.models.iter().map(LoadedModel::engines).sum();
-        let memory_bytes = self.config.limits.memory_bytes.min(Semaphore::MAX_PERMITS);
-        let memory = Arc::new(Semaphore::new(memory_bytes));
-        self.metrics.about.watch_memory(memory.clone(), memory_bytes);
         let shared = Shared {
             threads,
             turns: (engines > threads).then(|| Turns::new(threads)),
-            memory,
+            bodies,
             isolation: self.program.and_then(|program| isolation(&self.config, program)),
             config: self.config,
             health: self.health,
@@ -233,6 +235,7 @@ impl Worker {
             role,
             config: self.config.broker.clone(),
             name: self.config.worker.identity(),
+            bodies: None,
             health: self.health.clone(),
             metrics: self.metrics.link(role),
             closed: closed.clone(),
@@ -293,7 +296,7 @@ struct Shared {
     health: Health,
     metrics: Arc<Metrics>,
     traces: Option<Traces>,
-    memory: Arc<Semaphore>,
+    bodies: Bodies,
     stop: CancellationToken,
     fatal: Fatal,
     answers: Sender<Vec<Answer>>,
@@ -338,7 +341,7 @@ impl Shared {
                 body_bytes_max: self.config.limits.body_bytes_max,
                 delivery_limit: delivery_limit(&self.config).unwrap_or(u64::MAX),
             },
-            memory: self.memory.clone(),
+            bodies: self.bodies.clone(),
             answers: self.answers.clone(),
             health: self.health.clone(),
             receipts: self.metrics.receipts.clone(),
@@ -466,22 +469,6 @@ fn delivery_limit(config: &Config) -> Option<u64> {
     }
 }
 
-/// As many deliveries as are asked for, or fewer, so that their bodies fit into `limits.memory_bytes`.
-///
-/// Nothing else bounds them: what the broker has sent is in this process, in the connection's post, before a stage has seen it.
-fn prefetch_within(config: &Config, models: usize) -> u16 {
-    let (asked, limits) = (config.broker.prefetch, &config.limits);
-    let bodies = limits.memory_bytes / limits.body_bytes_max / models.max(1);
-    let prefetch = asked.min(u16::try_from(bodies).unwrap_or(u16::MAX).max(1));
-    if prefetch < asked {
-        info!(
-            "prefetch is {prefetch} and not {asked}, so that the biggest bodies of {models} models fit into \
-             limits.memory_bytes; a lower limits.body_bytes_max leaves room for more"
-        );
-    }
-    prefetch
-}
-
 /// How many runs may go on at once.
 fn threads(config: &Config) -> usize {
     match config.worker.threads {
@@ -515,20 +502,6 @@ mod tests {
             fatal: receiver,
         };
         (running, Fatal(fatal))
-    }
-
-    #[test]
-    fn prefetch_is_lowered_until_the_biggest_bodies_of_all_models_fit() {
-        let prefetch = |memory: &str, body: &str, models| {
-            let overrides = [("limits.memory_bytes", memory), ("limits.body_bytes_max", body)];
-            let overrides = overrides.map(|(key, value)| (key, value.to_owned()));
-            prefetch_within(&Config::from_overrides(&overrides).unwrap(), models)
-        };
-
-        assert_eq!(prefetch_within(&Config::from_overrides(&[]).unwrap(), 1), 256);
-        assert_eq!(prefetch("1000000", "10000", 1), 100);
-        assert_eq!(prefetch("1000000", "10000", 3), 33);
-        assert_eq!(prefetch("1000000", "1000000", 3), 1);
     }
 
     #[tokio::test]

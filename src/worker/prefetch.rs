@@ -19,19 +19,45 @@ pub struct Load {
     pub job_rows: f64,
 }
 
-/// The deliveries to ask for, and why they are fewer than allowed.
+/// The deliveries to ask for, and what keeps them from being more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Prefetch {
     pub deliveries: u16,
-    pub lowered: Option<Lowered>,
+    pub bound: Bound,
 }
 
+/// What a window is bounded by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lowered {
+pub enum Bound {
+    /// `broker.prefetch`.
+    Configured,
     /// More would not make the engines any busier.
-    Enough,
+    Busy,
     /// More could not be finished in half of the drain timeout.
     Drained,
+}
+
+impl Bound {
+    /// Its name as a label of `inferq_prefetch`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Configured => "broker.prefetch",
+            Self::Busy => "busy",
+            Self::Drained => "drain_timeout",
+        }
+    }
+
+    /// Why there are no more deliveries, for the log.
+    pub const fn sentence(self) -> &'static str {
+        match self {
+            Self::Configured => "as broker.prefetch has it",
+            Self::Busy => "more would not make its engines any busier",
+            Self::Drained => {
+                "more could not be finished in half of worker.drain_timeout_ms; worker.instances, if there are cores, or a \
+                 longer timeout leave room for more"
+            }
+        }
+    }
 }
 
 /// As many deliveries as keep the engines busy while replies are being confirmed, which takes `confirm` in the mean; not
@@ -39,7 +65,7 @@ pub enum Lowered {
 pub fn prefetch(asked: u16, loads: &[Load], confirm: Duration, drain_timeout: Duration) -> Prefetch {
     let whole = Prefetch {
         deliveries: asked,
-        lowered: None,
+        bound: Bound::Configured,
     };
     if loads.is_empty() {
         return whole;
@@ -47,16 +73,13 @@ pub fn prefetch(asked: u16, loads: &[Load], confirm: Duration, drain_timeout: Du
     let busy = loads.iter().map(|load| load.busy(confirm.as_secs_f64()));
     let busy = (busy.fold(0.0, f64::max).ceil() as u64).max(BUSY_MIN);
     let drained = drained(loads, drain_timeout);
-    let (deliveries, lowered) = if drained < busy {
-        (drained, Lowered::Drained)
+    let (deliveries, bound) = if drained < busy {
+        (drained, Bound::Drained)
     } else {
-        (busy, Lowered::Enough)
+        (busy, Bound::Busy)
     };
     match u16::try_from(deliveries) {
-        Ok(deliveries) if deliveries < asked => Prefetch {
-            deliveries,
-            lowered: Some(lowered),
-        },
+        Ok(deliveries) if deliveries < asked => Prefetch { deliveries, bound },
         Ok(_) | Err(_) => whole,
     }
 }
@@ -138,11 +161,8 @@ mod tests {
         prefetch(asked, &[load], confirm, drain)
     }
 
-    fn lowered(deliveries: u16, lowered: Lowered) -> Prefetch {
-        Prefetch {
-            deliveries,
-            lowered: Some(lowered),
-        }
+    fn lowered(deliveries: u16, bound: Bound) -> Prefetch {
+        Prefetch { deliveries, bound }
     }
 
     #[test]
@@ -159,7 +179,7 @@ mod tests {
     fn what_is_configured_is_never_exceeded() {
         let whole = Prefetch {
             deliveries: 256,
-            lowered: None,
+            bound: Bound::Configured,
         };
 
         assert_eq!(asked(256, load(11.25, 40.0), 20, 25_000), whole);
@@ -168,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_model_whose_runs_hide_the_confirms_needs_two_batches() {
-        assert_eq!(asked(256, load(1_000.0, 0.0), 1, 25_000), lowered(129, Lowered::Enough));
+        assert_eq!(asked(256, load(1_000.0, 0.0), 1, 25_000), lowered(129, Bound::Busy));
     }
 
     #[test]
@@ -176,14 +196,14 @@ mod tests {
         // A second a row, and 12.5 s.
         let slow = load(1e6, 0.0);
 
-        assert_eq!(asked(256, slow, 20, 25_000), lowered(12, Lowered::Drained));
+        assert_eq!(asked(256, slow, 20, 25_000), lowered(12, Bound::Drained));
         assert_eq!(
             asked(256, Load { job_rows: 4.0, ..slow }, 20, 25_000),
-            lowered(3, Lowered::Drained)
+            lowered(3, Bound::Drained)
         );
         assert_eq!(
             asked(256, Load { engines: 4, ..slow }, 20, 25_000),
-            lowered(50, Lowered::Drained)
+            lowered(50, Bound::Drained)
         );
     }
 
@@ -194,12 +214,12 @@ mod tests {
             ..load(1e9, 0.0)
         };
 
-        assert_eq!(asked(256, slow, 20, 25_000), lowered(6, Lowered::Drained));
+        assert_eq!(asked(256, slow, 20, 25_000), lowered(6, Bound::Drained));
     }
 
     #[test]
     fn a_worker_that_may_not_take_time_to_drain_is_not_held_to_it() {
-        assert_eq!(asked(256, load(1e6, 0.0), 20, 0).lowered, Some(Lowered::Enough));
+        assert_eq!(asked(256, load(1e6, 0.0), 20, 0).bound, Bound::Busy);
     }
 
     proptest! {

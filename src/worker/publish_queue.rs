@@ -356,7 +356,7 @@ mod tests {
     }
 
     fn queue(jobs: &Jobs) -> PublishQueue {
-        jobs.metrics.model("pair").prefetch.set(100);
+        jobs.metrics.model("pair").prefetch.set(100, "test");
         PublishQueue::new(Duration::from_secs(300), jobs.metrics.reply.clone(), Health::default())
     }
 

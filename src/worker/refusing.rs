@@ -177,7 +177,7 @@ impl Refusing {
         now: Instant,
         jitter: f64,
     ) -> Result<(), GivenUp> {
-        let window = usize::try_from(parcel.envelope.metrics.prefetch.get()).unwrap_or(0);
+        let window = parcel.envelope.metrics.prefetch.get();
         let model_held = self.replies.get(&parcel.envelope.model).copied().unwrap_or(0);
         let entry = self
             .entries
@@ -348,7 +348,7 @@ impl Refusing {
         } else {
             // It has waited since the destination began to refuse, or nearly.
             let since = entry.held.front().map_or(entry.since, |held| held.since);
-            let window = usize::try_from(parcel.envelope.metrics.prefetch.get()).unwrap_or(0);
+            let window = parcel.envelope.metrics.prefetch.get();
             let model = parcel.envelope.model.clone();
             entry.held.push_front(Held { parcel, since });
             *self.replies.entry(model.clone()).or_default() += 1;

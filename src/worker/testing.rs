@@ -110,7 +110,7 @@ impl Jobs {
             redelivered: false,
             arrived: Instant::now(),
             receipt: self.receipts.receipt(tag),
-            memory: None,
+            claim: None,
         }
     }
 

@@ -3,7 +3,9 @@
 //! What waits fills two thirds of the memory that a broker may take. So these tests have brokers of their own: at its alarm
 //! a shared one would hold up the replies of everybody else.
 
-use crate::support::{Broker, Job, Request, Scene, Tensor, Worker, eventually};
+use crate::chaos::number;
+use crate::support::worker::Setup;
+use crate::support::{Broker, Job, Request, Scene, Tensor, Worker, eventually, test_models};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -20,12 +22,16 @@ fn job(scene: &Scene, rows: usize) -> Job {
     scene.job("affine", body).fire_and_forget()
 }
 
+/// However long it takes, as long as it goes on.
 async fn until_answered(worker: &Worker, jobs: f64) {
-    eventually(&format!("{jobs} answered jobs"), || async {
-        let answered = worker.metrics().await.sum("inferq_jobs_total");
-        (answered >= Some(jobs)).then_some(())
-    })
-    .await;
+    let mut answered = 0.0;
+    while answered < jobs {
+        answered = eventually(&format!("more than {answered} of {jobs} answered jobs"), || async {
+            let now = worker.metrics().await.sum("inferq_jobs_total")?;
+            (now > answered).then_some(now)
+        })
+        .await;
+    }
 }
 
 #[tokio::test]
@@ -59,42 +65,261 @@ async fn a_hundred_thousand_waiting_jobs_take_no_more_memory_than_a_few() {
     assert!(many < 150 * MIB, "{many} bytes");
 }
 
-#[tokio::test]
-async fn big_bodies_take_no_more_memory_than_allowed_though_the_prefetch_window_would_hold_more() {
-    const JOBS: usize = 400;
-    const ALLOWED: u64 = 16 * MIB;
-    let broker = Broker::start();
-    let scene = Scene::at(broker.uri());
-    scene.declare("affine").await;
-    let producer = scene.producer().await;
-    let big = job(&scene, 65_000); // Just below 1 MiB.
-    assert!(big.bytes().len() as u64 > MIB * 98 / 100);
-    for _ in 0..JOBS / 20 {
-        producer.send_all(std::iter::repeat_n(big.clone(), 20)).await;
+/// Sizes in MiB: of a body, and what all of them may take. `make memory` has the real ones.
+struct Sizes {
+    body: u64,
+    limit: u64,
+    jobs: usize,
+    models: usize,
+}
+
+impl Sizes {
+    fn here() -> Self {
+        match number("INFERQ_TEST_BODY_MIB") {
+            Some(body) => Self {
+                body: body as u64,
+                limit: 1024,
+                models: 100,
+                jobs: number("INFERQ_TEST_BODY_JOBS").map_or(2_000, |jobs| jobs as usize),
+            },
+            None => Self {
+                body: 1,
+                limit: 16,
+                jobs: 300,
+                models: 20,
+            },
+        }
     }
 
-    let worker = scene
-        .worker("affine")
-        .env("INFERQ_LIMITS__BODY_BYTES_MAX", MIB.to_string())
-        .env("INFERQ_LIMITS__MEMORY_BYTES", ALLOWED.to_string());
-    let worker = worker.spawn();
-    let before = eventually("the model to be loaded", || async {
-        worker.log().contains("model loaded").then(|| peak(&worker))
+    /// A broker that takes them; its own memory is not what is tested.
+    fn broker(&self) -> Broker {
+        match number("INFERQ_TEST_BODY_MIB") {
+            Some(_) => Broker::with("vm_memory_high_watermark.absolute = 8GB\nmax_message_size = 536870912\n"),
+            None => Broker::start(),
+        }
+    }
+
+    /// A worker whose bodies may be so big, with room for so many.
+    fn worker(&self, scene: &Scene, models: &str) -> Setup {
+        scene
+            .worker(models)
+            .env("INFERQ_LIMITS__BODY_BYTES_MAX", (self.body * MIB).to_string())
+            .env("INFERQ_LIMITS__MEMORY_BYTES", (self.limit * MIB).to_string())
+            .env("INFERQ_BATCH__ROWS_MAX", "4096")
+    }
+
+    /// Just below the biggest that is allowed.
+    fn job(&self, scene: &Scene, model: &str) -> Job {
+        let rows = vec![[0.0, 1.0, 2.0, 3.0]; usize::try_from(self.body * 65_000).expect("a number")];
+        let body = Request::new([Tensor::fp32("x", &rows)]).msgpack();
+        scene.job(model, body).fire_and_forget()
+    }
+
+    /// The bound of README.md, and beside it what the client and the allocator hold on to, a batch, outputs, and a reply.
+    fn most(&self) -> u64 {
+        (self.limit * 3 / 2 + 7 * self.body + 100) * MIB
+    }
+}
+
+/// A limit of 2 GiB that the kernel sees to.
+struct Group(std::path::PathBuf);
+
+impl Group {
+    /// Confines a worker, if the sizes are real and this machine lets us.
+    fn around(worker: &Worker) -> Option<Self> {
+        number("INFERQ_TEST_BODY_MIB")?;
+        let path = std::path::Path::new("/sys/fs/cgroup/memory").join(format!("inferq-{}", worker.pid()));
+        if std::fs::create_dir(&path).is_err() {
+            eprintln!("no cgroup: the memory is looked at, and not limited");
+            return None;
+        }
+        std::fs::write(path.join("memory.limit_in_bytes"), (2048 * MIB).to_string()).expect("a limit");
+        std::fs::write(path.join("cgroup.procs"), worker.pid().to_string()).expect("the worker is in it");
+        Some(Self(path))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir(&self.0) {
+            eprintln!("{} stays: {error}", self.0.display());
+        }
+    }
+}
+
+/// A worker that is ready.
+struct Started {
+    worker: Worker,
+    /// The memory that it has without any job.
+    before: u64,
+    /// Dropped after its worker.
+    _group: Option<Group>,
+}
+
+async fn start(setup: Setup) -> Started {
+    let worker = setup.spawn();
+    // It connects once all models are loaded.
+    let before = eventually("a connection", || async {
+        worker.log().contains("connected to the broker").then(|| peak(&worker))
     })
     .await;
-    until_answered(&worker, JOBS as f64).await;
-    let after = peak(&worker);
-    worker.drain().await;
+    let group = Group::around(&worker);
+    Started {
+        worker,
+        before,
+        _group: group,
+    }
+}
 
-    // Beside the bodies: what the client and the allocator hold on to, a batch, outputs and a reply of the same size; 40 to
-    // 60 MiB as a rule. The whole prefetch window would be 256 MiB of bodies.
-    const BESIDE: u64 = 112 * MIB;
+/// Sends jobs, those that fill a window before there is a worker.
+async fn send(scene: &Scene, mut jobs: impl Iterator<Item = Job>, setup: impl Fn() -> Setup) -> Started {
+    const WAITING: usize = 200;
+    const AT_ONCE: usize = 4;
+    setup().start().await.drain().await;
+    let producer = scene.producer().await;
+    for _ in 0..WAITING / AT_ONCE {
+        producer.send_all(jobs.by_ref().take(AT_ONCE)).await;
+    }
+    let started = start(setup()).await;
+    while !producer.send_all(jobs.by_ref().take(AT_ONCE)).await.is_empty() {}
+    started
+}
+
+/// Every job was answered once, whatever had to wait, and on the connections that were there at first.
+async fn each_was_answered_once(worker: &Worker, jobs: usize) {
+    let metrics = worker.metrics().await;
+    let value = |name: &str| metrics.sum(name).unwrap_or_default();
     println!(
-        "{} MiB of bodies raised the peak by {} MiB",
-        JOBS,
-        (after - before) / MIB
+        "slowed for {:.1} s, {} of {jobs} jobs set aside",
+        value("inferq_reading_slowed_seconds_total"),
+        value("inferq_jobs_set_aside_total")
     );
-    assert!(after - before < ALLOWED + BESIDE, "{before} bytes, then {after}");
-    assert!(worker.log().contains("prefetch is 16 and not 256"), "{}", worker.log());
-    scene.nothing_is_left("affine").await;
+    assert_eq!(value("inferq_jobs_total"), jobs as f64);
+    assert_eq!(value("inferq_redelivered_total"), value("inferq_jobs_set_aside_total"));
+    assert_eq!(value("inferq_connects_total"), 2.0);
+    assert_eq!(value("inferq_bytes_in_hand"), 0.0);
+}
+
+async fn stays_within(sizes: &Sizes, started: &Started, jobs: usize) {
+    let Started { worker, before, .. } = started;
+    until_answered(worker, jobs as f64).await;
+    let after = peak(worker);
+    each_was_answered_once(worker, jobs).await;
+    println!(
+        "the peak rose by {} MiB, allowed are {}",
+        (after - before) / MIB,
+        sizes.most() / MIB
+    );
+    assert!(after - before < sizes.most(), "{before} bytes, then {after}");
+    worker.drain().await;
+}
+
+#[tokio::test]
+async fn large_bodies_take_no_more_memory_than_allowed() {
+    let sizes = Sizes::here();
+    let broker = sizes.broker();
+    let scene = Scene::at(broker.uri());
+
+    let jobs = std::iter::repeat_n(sizes.job(&scene, "affine"), sizes.jobs);
+    let started = send(&scene, jobs, || sizes.worker(&scene, "affine")).await;
+
+    stays_within(&sizes, &started, sizes.jobs).await;
+    // The window is what keeps the engine busy, however big the bodies are.
+    let log = started.worker.log();
+    assert!(log.contains("prefetch is 256: as broker.prefetch has it"), "{log}");
+}
+
+/// Whatever the window was good for before.
+#[tokio::test]
+async fn small_bodies_that_turn_large_at_once_take_no_more() {
+    const SMALL: usize = 2_000;
+    let sizes = Sizes::here();
+    let broker = sizes.broker();
+    let scene = Scene::at(broker.uri());
+
+    let small = std::iter::repeat_n(job(&scene, 1), SMALL);
+    let jobs = small.chain(std::iter::repeat_n(sizes.job(&scene, "affine"), sizes.jobs));
+    let started = send(&scene, jobs, || sizes.worker(&scene, "affine")).await;
+
+    stays_within(&sizes, &started, SMALL + sizes.jobs).await;
+}
+
+#[tokio::test]
+async fn many_models_with_large_bodies_take_no_more_together() {
+    let sizes = Sizes::here();
+    let broker = sizes.broker();
+    let scene = Scene::at(broker.uri());
+    let repository = tempfile::tempdir().expect("a folder");
+    let names: Vec<String> = (0..sizes.models).map(|number| format!("affine-{number}")).collect();
+    for name in &names {
+        let version = repository.path().join(name).join("1");
+        std::fs::create_dir_all(&version).expect("a folder");
+        let model = test_models().join("affine/1/model.onnx");
+        std::fs::copy(model, version.join("model.onnx")).expect("a copy");
+    }
+
+    let large: Vec<Job> = names.iter().map(|name| sizes.job(&scene, name)).collect();
+    let setup = || sizes.worker(&scene, &names.join(",")).repository(repository.path());
+    let jobs = large.iter().cycle().take(sizes.jobs).cloned();
+    let started = send(&scene, jobs, setup).await;
+
+    stays_within(&sizes, &started, sizes.jobs).await;
+}
+
+/// The slow one has all of the memory, and more in its window than ever has room.
+#[tokio::test]
+async fn a_fast_model_is_answered_while_a_slow_one_has_all_the_memory() {
+    const SLOW: usize = 40;
+    let (body, limit) = (64 * 1024, 512 * 1024);
+    let scene = Scene::new();
+    let setup = scene
+        .worker("slow,affine")
+        .env("INFERQ_LIMITS__BODY_BYTES_MAX", body.to_string())
+        .env("INFERQ_LIMITS__MEMORY_BYTES", limit.to_string())
+        .env("INFERQ_BROKER__PREFETCH", "64")
+        .env("INFERQ_WORKER__DRAIN_TIMEOUT_MS", "600000");
+    let worker = setup.start().await;
+    let (backlog, mut producer) = (scene.producer().await, scene.producer().await);
+
+    // Minutes of work each.
+    let rows = vec![[0.5; 4]; 4_000];
+    let slow = scene.job("slow", Request::new([Tensor::fp32("x", &rows)]).msgpack());
+    backlog.send_all(vec![slow; SLOW]).await;
+    eventually("jobs of the slow model to be set aside", || async {
+        let metrics = worker.metrics().await;
+        (metrics.sum("inferq_jobs_set_aside_total") > Some(0.0)).then_some(())
+    })
+    .await;
+    for _ in 0..20 {
+        let body = Request::new([Tensor::fp32("x", &[[0.5; 4]])]).msgpack();
+        assert_eq!(producer.call(scene.job("affine", body)).await.status(), "OK");
+    }
+    let metrics = worker.metrics().await;
+
+    let bytes = metrics.sum("inferq_bytes_in_hand").expect("it is shown");
+    assert!(bytes > f64::from(limit), "{bytes}");
+    assert!(bytes <= f64::from(limit) * 1.5, "{bytes}");
+    let done = r#"inferq_jobs_total{code="OK",model="slow"} "#;
+    let done = metrics.text().lines().find_map(|line| line.strip_prefix(done));
+    assert_ne!(done, Some("40"));
+}
+
+/// A body may be as big as all the memory that bodies may take; such bodies come one after the other.
+#[tokio::test]
+async fn bodies_as_big_as_the_limit_are_served_one_by_one() {
+    const JOBS: usize = 8;
+    let body = number("INFERQ_TEST_BODY_MIB").map_or(8, |_| 512);
+    let sizes = Sizes {
+        body,
+        limit: body,
+        jobs: JOBS,
+        models: 1,
+    };
+    let broker = sizes.broker();
+    let scene = Scene::at(broker.uri());
+
+    let jobs = std::iter::repeat_n(sizes.job(&scene, "affine"), JOBS);
+    let started = send(&scene, jobs, || sizes.worker(&scene, "affine")).await;
+
+    stays_within(&sizes, &started, JOBS).await;
 }

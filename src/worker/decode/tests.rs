@@ -41,7 +41,7 @@ fn ms_from_now(ms: i64) -> i64 {
 }
 
 #[test]
-fn the_time_a_delivery_waited_for_memory_is_not_taken_off_its_deadline() {
+fn the_time_a_delivery_waited_is_not_taken_off_its_deadline() {
     let jobs = Jobs::new();
     let deadline = AMQPValue::LongLongInt(ms_from_now(3_000));
     let mut delivery = jobs.delivery(json(headers([("inferq-deadline", deadline)])), ONE_ROW.into());

@@ -20,9 +20,9 @@ impl Office {
         Self::with_window(256)
     }
 
-    fn with_window(window: i64) -> Self {
+    fn with_window(window: u16) -> Self {
         let jobs = Jobs::new();
-        jobs.metrics.model("pair").prefetch.set(window);
+        jobs.metrics.model("pair").prefetch.set(window, "test");
         Self {
             plan: plan(&jobs),
             jobs,

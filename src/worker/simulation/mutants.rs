@@ -47,6 +47,8 @@ pub enum Mutant {
     DrainDropsBatch,
     /// The memory of a job is not given back.
     MemoryKept,
+    /// Jobs that were set aside are forgotten.
+    AsideForgotten,
     /// A step of the wall clock moves the deadlines of jobs that are already taken.
     DeadlineOnWallClock,
     /// Whether a batch ends before its earliest deadline is not looked at.
@@ -145,6 +147,7 @@ caught! {
     a_drain_that_drops_what_is_held_is_seen: DrainDropsBatch breaks "I6",
     a_verdict_without_room_is_seen: WindowTakenForExact breaks "I1" | "I6",
     memory_that_is_not_given_back_is_seen: MemoryKept breaks "I1" | "I3",
+    a_job_set_aside_for_ever_is_seen: AsideForgotten breaks "I1" | "I6",
     a_deadline_on_the_wall_clock_is_seen: DeadlineOnWallClock breaks "I8",
     a_batch_too_big_for_its_earliest_deadline_is_seen: EstimateIgnored breaks "I8",
     a_batch_in_the_order_of_arrival_is_seen: OrderOfArrival breaks "I9",

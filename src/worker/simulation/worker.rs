@@ -8,10 +8,10 @@ use std::time::Duration;
 use fastrand::Rng;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{self, Receiver};
 use tokio::time::Instant;
 
+use super::super::aside::Aside;
 use super::super::batch::{Batch, Batcher};
 use super::super::coalesce::Hurry;
 use super::super::consume::Delivery;
@@ -38,6 +38,7 @@ use super::mutants::Mutant;
 use super::oracle::{AttemptNumber, Checked, ISOLATED_AFTER, Oracle};
 use super::schedule::{BODY_BYTES_MAX, Kind, ReplyTo, Setting};
 use crate::broker::backoff::Backoff;
+use crate::broker::bodies::{Account, Bodies};
 use crate::broker::topology::Names;
 use crate::model::batching::Batching;
 use crate::model::capacity::{Estimate, Fit};
@@ -48,7 +49,8 @@ pub struct Worker {
     setting: Setting,
     mutant: Option<Mutant>,
     metrics: Arc<Metrics>,
-    memory: Arc<Semaphore>,
+    bodies: Bodies,
+    aside: Aside,
     served: Served,
     lane: Receiver<Job>,
     batcher: Batcher,
@@ -57,7 +59,7 @@ pub struct Worker {
     answers: VecDeque<Vec<Answer>>,
     plan: Plan,
     refusing: Refusing,
-    consuming: Option<(Consuming, Receipts, Settler)>,
+    consuming: Option<(Consuming, Receipts, Account, Settler)>,
     publishing: Option<(Publishing, Unconfirmed)>,
     /// Those of lost channels, for a worker that confuses them.
     old: Vec<Settler>,
@@ -97,13 +99,14 @@ impl Worker {
             hurry: Hurry::here(),
             metrics: metrics.lane(MODEL, "1"),
         });
-        metrics.model(MODEL).prefetch.set(setting.prefetch.into());
+        metrics.model(MODEL).prefetch.set(setting.prefetch, "test");
         let (jobs, lane_receiver) = mpsc::channel(LANE_MAX);
         let (idle, _) = mpsc::channel(1);
         let (answers, _) = mpsc::channel(1);
         let (fatal, _) = mpsc::channel::<WorkerError>(1);
         Self {
-            memory: Arc::new(Semaphore::new(setting.memory_bytes)),
+            bodies: Bodies::new(setting.memory_bytes, BODY_BYTES_MAX, 1),
+            aside: Aside::default(),
             served: Served {
                 name: MODEL.into(),
                 lanes: [(1, (lane.clone(), jobs))].into(),
@@ -178,7 +181,7 @@ impl Worker {
             };
             let (receipts, settler) =
                 generation_with(verdicts_max, self.setting.prefetch, self.metrics.receipts.clone());
-            self.consuming = Some((Consuming::new(), receipts, settler));
+            self.consuming = Some((Consuming::new(), receipts, self.bodies.account(), settler));
         }
         if self.publishing.is_none() && self.publish_again.is_none_or(|again| again <= now) {
             self.publishing = Some((Publishing::default(), Unconfirmed::default()));
@@ -188,7 +191,7 @@ impl Worker {
     /// `Consume::serve` and `Consume::take`.
     pub fn take(&mut self, count: usize, world: &mut World<'_>) -> Checked {
         for _ in 0..count {
-            let Some((consuming, receipts, _)) = &mut self.consuming else {
+            let Some((consuming, receipts, account, _)) = &mut self.consuming else {
                 return Ok(());
             };
             let Some((tag, number)) = consuming.deliveries.front().copied() else {
@@ -200,32 +203,42 @@ impl Worker {
             };
             let attempt = &world.oracle.attempts[number];
             let job = &world.oracle.jobs[attempt.job];
-            let bytes = u32::try_from(job.body.len()).unwrap_or(u32::MAX);
-            let memory = match self.memory.clone().try_acquire_many_owned(bytes) {
-                _ if job.body.len() > BODY_BYTES_MAX => None,
-                Ok(memory) if self.mutant == Some(Mutant::MemoryKept) => {
-                    memory.forget();
-                    None
-                }
-                Ok(memory) => Some(memory),
-                Err(_) => {
-                    // Waits until a job is settled.
-                    world.oracle.saw(Event::MemoryShort);
-                    return Ok(());
-                }
-            };
             // The stage after it would be waited for as well.
             if self.answers.len() >= ANSWERS_MAX {
                 return Ok(());
             }
             consuming.deliveries.pop_front();
+            let receipt = receipts.receipt(tag);
+            let bytes = job.body.len() as u64;
+            let Some(claim) = account.claim(bytes) else {
+                world.oracle.saw(Event::MemoryShort);
+                self.aside.put(receipt, bytes);
+                if self.draining {
+                    self.aside.give_back_all();
+                }
+                continue;
+            };
+            let limit = self.setting.memory_bytes;
+            if self.bodies.taken() > limit + limit / 2 {
+                return Err(format!(
+                    "I3: {} bytes are in hand, at a limit of {limit}",
+                    self.bodies.taken()
+                ));
+            }
+            let claim = match self.mutant {
+                Some(Mutant::MemoryKept) => {
+                    std::mem::forget(claim);
+                    None
+                }
+                _ => Some(claim),
+            };
             let delivery = Delivery {
                 properties: properties(number, world.oracle),
                 body: job.body.clone(),
                 redelivered: attempt.redelivered && self.mutant != Some(Mutant::RedeliveryForgotten),
                 arrived: world.moment.now,
-                receipt: receipts.receipt(tag),
-                memory,
+                receipt,
+                claim,
             };
             world.oracle.attempts[number].arrived = Some(world.moment.now);
             let job = &world.oracle.jobs[world.oracle.attempts[number].job];
@@ -521,9 +534,16 @@ impl Worker {
         self.publish_again = Some(world.moment.now + wait);
     }
 
-    /// `Settler::run`.
+    /// `Settler::run`, and `Consume::serve` where there is room for a job that was set aside.
     pub fn settle(&mut self, world: &mut World<'_>) -> Checked {
-        let Some((consuming, _, settler)) = &mut self.consuming else {
+        let has_room = self
+            .aside
+            .first_bytes()
+            .is_some_and(|bytes| self.bodies.has_room_for(bytes));
+        if has_room && !self.has(Mutant::AsideForgotten) {
+            self.aside.give_back_first();
+        }
+        let Some((consuming, _, _, settler)) = &mut self.consuming else {
             return Ok(());
         };
         let frames = match self.mutant {
@@ -540,9 +560,10 @@ impl Worker {
 
     /// The end of `Consume::serve`.
     fn lose_consuming(&mut self, world: &mut World<'_>) -> Checked {
-        let Some((mut consuming, receipts, settler)) = self.consuming.take() else {
+        let Some((mut consuming, receipts, _, settler)) = self.consuming.take() else {
             return Ok(());
         };
+        self.aside.give_back_all();
         drop(receipts);
         if self.has(Mutant::OldGenerationSettles) {
             self.old.push(settler);
@@ -573,6 +594,7 @@ impl Worker {
         if let Some((consuming, ..)) = &mut self.consuming {
             consuming.cancelled = true;
         }
+        self.aside.give_back_all();
         for parcel in self.refusing.take_all() {
             if !self.has(Mutant::HeldWhileDraining) {
                 parcel.give_back();
@@ -595,7 +617,12 @@ impl Worker {
             .as_ref()
             .is_none_or(|(_, unconfirmed)| unconfirmed.is_empty());
         let idle = self.lane.is_empty() && !self.batcher.has_jobs() && self.running.is_none();
-        consumed && idle && self.answers.is_empty() && published && self.refusing.holds_nothing()
+        consumed
+            && idle
+            && self.aside.first_bytes().is_none()
+            && self.answers.is_empty()
+            && published
+            && self.refusing.holds_nothing()
     }
 
     /// The end of a drain: the last acks, and the channel is closed.
@@ -614,7 +641,7 @@ impl Worker {
             }
         }
         world.broker.close_consuming(&mut consuming, world.oracle);
-        if self.memory.available_permits() != self.setting.memory_bytes {
+        if self.bodies.taken() > 0 {
             return Err("I3: a worker without jobs accounts for memory".to_owned());
         }
         world.oracle.saw(Event::Drained);
