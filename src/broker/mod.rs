@@ -15,6 +15,7 @@ pub mod topology;
 pub mod turn;
 pub mod values;
 
+use std::io;
 use std::time::Duration;
 
 use lapin::ErrorKind;
@@ -121,6 +122,33 @@ impl BrokerError {
         }
     }
 
+    /// True of what stays as it is until someone changes the address, the login, a certificate, a permission or a queue.
+    ///
+    /// A file that is not there is not among them: it may only come later than this program.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Uri(UriFileError::Refused { .. })
+            | Self::Login(LoginFileError::Empty { .. })
+            | Self::NotEncrypted
+            | Self::TheirCertificate { .. }
+            | Self::OurCertificate { .. }
+            | Self::Forbidden { .. }
+            | Self::Topology(_) => true,
+            Self::Refused { said, .. } => !is_limit(said),
+            Self::Uri(UriFileError::Unreadable { source, .. })
+            | Self::Login(LoginFileError::Unreadable { source, .. }) => source.kind() != io::ErrorKind::NotFound,
+            Self::Tls(error) => error.is_permanent(),
+            // One that is down may let us in when it is back.
+            Self::All(failures) => failures.iter().all(Self::is_permanent),
+            Self::Lapin(error) => is_permanent(error),
+            Self::Unresolved { .. }
+            | Self::Timeout { .. }
+            | Self::Connect { .. }
+            | Self::Silent(_)
+            | Self::Unusable { .. } => false,
+        }
+    }
+
     /// Whether time alone may mend it, or somebody has to act at the broker.
     pub fn failure(&self) -> Failure {
         match self {
@@ -143,6 +171,23 @@ impl BrokerError {
             | Self::Topology(_) => Failure::Outage,
         }
     }
+}
+
+/// True of what the client says that no second try mends, as [`BrokerError::is_permanent`].
+pub fn is_permanent(error: &lapin::Error) -> bool {
+    match error.kind() {
+        ErrorKind::ProtocolError(said) => is_refusal(said.kind()) && !is_limit(&said.get_message().to_string()),
+        _ => false,
+    }
+}
+
+/// True of a refusal that ends when others leave: the broker, the virtual host or the user has as many connections as are allowed.
+///
+/// # Source
+/// RabbitMQ, `rabbit_reader.erl`: "connection limit (N) is reached", "user connection limit (N) is reached", "node connection limit
+/// (N) is reached".
+fn is_limit(said: &str) -> bool {
+    said.contains("limit") && said.contains("reached")
 }
 
 /// As [`BrokerError::failure`], of what the client says itself.
