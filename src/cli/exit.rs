@@ -72,3 +72,74 @@ const FATAL: u8 = 1;
 const BAD_CONFIGURATION: u8 = 2;
 /// Someone has to change an address, a login, a certificate, a permission or a queue before another try is of use.
 const PERMANENT: u8 = 3;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::client::ClientError;
+
+    fn refused() -> BrokerError {
+        BrokerError::NotEncrypted
+    }
+
+    fn forbidden() -> CallError {
+        CallError::Forbidden("no permission".to_owned())
+    }
+
+    #[test]
+    fn a_permanent_fault_is_found_under_every_command() {
+        let kept = PredictError::Kept {
+            rows: 3,
+            part: "answers.part".into(),
+            reason: Box::new(PredictError::Call(forbidden())),
+        };
+        let stopped = DeadError::Interrupted {
+            done: 3,
+            what: "sent again",
+            source: refused(),
+        };
+        let probe = BenchError::Probe {
+            model: "m".to_owned(),
+            cause: forbidden(),
+        };
+        let errors: Vec<anyhow::Error> = vec![
+            refused().into(),
+            DeadError::Broker(refused()).into(),
+            stopped.into(),
+            PredictError::Client(ClientError::Broker(refused())).into(),
+            kept.into(),
+            BenchError::Client(ClientError::Broker(refused())).into(),
+            probe.into(),
+            anyhow::Error::from(refused()).context("while looking"),
+        ];
+
+        for error in errors {
+            assert_eq!(code(&error), PERMANENT, "{error:#}");
+        }
+    }
+
+    #[test]
+    fn another_try_may_find_what_was_only_away() {
+        let away = || BrokerError::Silent(Duration::from_secs(1));
+        let missing = TopologyError::Unfit {
+            unfit: 4,
+            permanent: 0,
+            of: 4,
+        };
+        let errors: Vec<anyhow::Error> = vec![
+            away().into(),
+            DeadError::Broker(away()).into(),
+            PredictError::Client(ClientError::NoExchange("inferq".to_owned())).into(),
+            PredictError::Call(CallError::Lost("it is away".to_owned())).into(),
+            WorkerError::Device("Xid 79".to_owned()).into(),
+            missing.into(),
+            anyhow::anyhow!("a full disk"),
+        ];
+
+        for error in errors {
+            assert_eq!(code(&error), FATAL, "{error:#}");
+        }
+    }
+}
