@@ -231,7 +231,7 @@ def test_the_hook_ends_at_once_on_what_no_second_try_mends():
     assert [container["name"] for container in job["template"]["spec"]["containers"]] == ["topology"]
 
 
-def test_the_last_lines_of_a_container_are_in_what_kubectl_describes(example):
+def test_kubectl_describes_the_last_lines_of_a_container(example):
     found = [container for pod in pods(example) for container in pod["spec"]["containers"] if container["name"] in ("worker", "topology", "predict")]
 
     assert found and {container["terminationMessagePolicy"] for container in found} == {"FallbackToLogsOnError"}
@@ -460,7 +460,7 @@ def test_by_its_name_alone_keda_asks_for_another_virtual_host(name, asked):
     assert vhost_asked_for(metadata) == asked
 
 
-def test_a_host_that_is_encoded_as_go_would_is_not_what_is_meant():
+def test_a_host_encoded_as_go_would_is_another():
     metadata = {"host": "http://rabbitmq:15672/a%252fb", "queueName": "inferq.digits"}
 
     assert vhost_asked_for(metadata) == "a/b"

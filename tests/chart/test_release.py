@@ -187,7 +187,7 @@ def ends(kubelet: Kubelet, job: dict) -> tuple[int, bool, str]:
     return process.returncode, process.returncode in rule["onExitCodes"]["values"], said.strip().splitlines()[-1]
 
 
-def test_the_hook_ends_at_once_on_a_fault_that_stays_and_says_which(broker, tmp_path):
+def test_the_hook_ends_at_once_on_a_fault_that_stays(broker, tmp_path):
     user, password = broker["uri"].split("//")[1].split("@")[0].split(":")
     ctl(broker, "add_user", "nobody", PASSWORD)
     secrets = {"admin": {"username": user, "password": password}}

@@ -130,7 +130,7 @@ def test_the_deployment_says_who_sets_its_number(mode):
     assert ("replicas" in deployment["spec"]) == (mode == "none")
 
 
-def test_the_notes_name_the_command_that_shows_why_a_pod_ended():
+def test_the_notes_name_the_command_that_shows_why():
     text = notes(LEAST)
 
     assert f"kubectl describe pods --namespace {NAMESPACE} --selector app.kubernetes.io/instance={RELEASE}" in text
