@@ -10,6 +10,7 @@ use clap::{Args, Subcommand};
 use lapin::Connection;
 use serde::Serialize;
 
+use self::export::ExportError;
 use super::named::Named;
 use crate::broker::compare::{Difference, State};
 use crate::broker::topology::{Kind, Part, parts};
@@ -54,7 +55,11 @@ pub fn run(args: &TopologyArgs, config: &Config, out: &mut dyn Write) -> anyhow:
         &args.command;
     let parts = parts(&config.topology, named.models(config)?.iter().map(String::as_str));
     if let Command::Export(_) = args.command {
-        return Ok(export::export(&parts, config, out)?);
+        return export::export(&parts, config, out).map_err(|error| match error {
+            // As the other commands, so that its exit code is the same.
+            ExportError::Broker(error) => error.into(),
+            error @ ExportError::Write(_) => error.into(),
+        });
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (findings, json) = runtime.block_on(async {

@@ -90,6 +90,9 @@ async fn what_a_file_holds_instead_of_a_uri_stays_there() {
     std::fs::write(&path, "http://rabbitmq").expect("a file");
     let settings = [FILE, ("INFERQ_BROKER__URI_FILE", text(&path))];
     all_end(&scene, &settings, PERMANENT, "broker.uri_file").await;
+    // It asks no broker, but the address says the virtual host.
+    let exported = run(&scene, &settings, "topology export affine").await;
+    assert_eq!(exported.code, Some(PERMANENT), "{exported:?}");
 }
 
 /// No URI beside the one in the file.
