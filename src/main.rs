@@ -4,9 +4,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser;
-use inferq::cli::Cli;
-use inferq::cli::bench::ArgumentFault;
-use inferq::config::ConfigError;
+use inferq::cli::{Cli, exit};
 use inferq::worker::onnx::TELEMETRY_OFF;
 
 /// A job makes and frees some eighty pieces on four threads. With the C library's allocator that was half of all
@@ -21,11 +19,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // `eprintln!` would panic where standard error cannot be written.
             let _ = writeln!(std::io::stderr(), "inferq: {}", inferq::error::chain(error.as_ref()));
-            ExitCode::from(if error.is::<ConfigError>() || error.is::<ArgumentFault>() {
-                BAD_CONFIGURATION
-            } else {
-                FATAL
-            })
+            ExitCode::from(exit::code(&error))
         }
     }
 }
@@ -38,6 +32,3 @@ fn set_environment() {
         std::env::set_var(TELEMETRY_OFF, "1");
     }
 }
-
-const FATAL: u8 = 1;
-const BAD_CONFIGURATION: u8 = 2;

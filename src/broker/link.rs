@@ -175,6 +175,7 @@ impl Supervisor {
         match reason {
             Some((reason, failure)) => {
                 self.health.set(self.role.down(), &reason);
+                self.metrics.lost.inc();
                 warn!(connection = self.role.name(), "lost the broker: {reason}");
                 failure
             }

@@ -16,6 +16,7 @@ pub mod topology;
 pub mod turn;
 pub mod values;
 
+use std::io;
 use std::time::Duration;
 
 use lapin::ErrorKind;
@@ -122,6 +123,33 @@ impl BrokerError {
         }
     }
 
+    /// True of what stays as it is until someone changes the address, the login, a certificate, a permission or a queue.
+    ///
+    /// A file that is not there is not among them: it may only come later than this program.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Uri(UriFileError::Refused { .. })
+            | Self::Login(LoginFileError::Empty { .. })
+            | Self::NotEncrypted
+            | Self::TheirCertificate { .. }
+            | Self::OurCertificate { .. }
+            | Self::Forbidden { .. }
+            | Self::Topology(_) => true,
+            Self::Refused { said, .. } => !is_limit(said),
+            Self::Uri(UriFileError::Unreadable { source, .. })
+            | Self::Login(LoginFileError::Unreadable { source, .. }) => source.kind() != io::ErrorKind::NotFound,
+            Self::Tls(error) => error.is_permanent(),
+            // One that is down may let us in when it is back.
+            Self::All(failures) => failures.iter().all(Self::is_permanent),
+            Self::Lapin(error) => is_permanent(error),
+            Self::Unresolved { .. }
+            | Self::Timeout { .. }
+            | Self::Connect { .. }
+            | Self::Silent(_)
+            | Self::Unusable { .. } => false,
+        }
+    }
+
     /// Whether time alone may mend it, or somebody has to act at the broker.
     pub fn failure(&self) -> Failure {
         match self {
@@ -146,6 +174,23 @@ impl BrokerError {
     }
 }
 
+/// True of what the client says that no second try mends, as [`BrokerError::is_permanent`].
+pub fn is_permanent(error: &lapin::Error) -> bool {
+    match error.kind() {
+        ErrorKind::ProtocolError(said) => is_refusal(said.kind()) && !is_limit(&said.get_message().to_string()),
+        _ => false,
+    }
+}
+
+/// True of a refusal that ends when others leave: the broker, the virtual host or the user has as many connections as are allowed.
+///
+/// # Source
+/// RabbitMQ, `rabbit_reader.erl`: "connection limit (N) is reached", "user connection limit (N) is reached", "node connection limit
+/// (N) is reached".
+fn is_limit(said: &str) -> bool {
+    said.contains("connection limit (") && said.contains(") is reached")
+}
+
 /// As [`BrokerError::failure`], of what the client says itself.
 pub fn failure_of(error: &lapin::Error) -> Failure {
     match error.kind() {
@@ -160,4 +205,69 @@ fn is_refusal(kind: &AMQPErrorKind) -> bool {
         kind,
         AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) | AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(said: &str) -> BrokerError {
+        BrokerError::Refused {
+            address: "host:5672".to_owned(),
+            who: "user `u`".to_owned(),
+            vhost: "v".to_owned(),
+            said: said.to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_limit_that_is_reached_is_no_permanent_refusal() {
+        for said in [
+            "NOT_ALLOWED - access to vhost 'v' refused for user 'u': connection limit (1) is reached",
+            "NOT_ALLOWED - connection refused for user 'u': user connection limit (1) is reached",
+            "NOT_ALLOWED - connection refused: node connection limit (1) is reached",
+        ] {
+            assert!(!refused(said).is_permanent(), "{said}");
+        }
+        for said in [
+            "ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN",
+            "NOT_ALLOWED - vhost limit-is-reached not found",
+        ] {
+            assert!(refused(said).is_permanent(), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_accepted_stays_so() {
+        let (address, problem) = ("host:5671".to_owned(), "it has expired".to_owned());
+        let theirs = BrokerError::TheirCertificate {
+            address: address.clone(),
+            problem: problem.clone(),
+        };
+
+        assert!(theirs.is_permanent());
+        assert!(BrokerError::OurCertificate { address, problem }.is_permanent());
+        assert!(BrokerError::NotEncrypted.is_permanent());
+    }
+
+    #[test]
+    fn of_several_addresses_all_must_be_hopeless() {
+        let silent = || BrokerError::Silent(Duration::from_secs(1));
+
+        assert!(BrokerError::All(vec![refused("no"), refused("no")]).is_permanent());
+        assert!(!BrokerError::All(vec![refused("no"), silent()]).is_permanent());
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_may_come_later() {
+        let of = |kind: io::ErrorKind| {
+            BrokerError::Uri(UriFileError::Unreadable {
+                path: "/run/uri".into(),
+                source: kind.into(),
+            })
+        };
+
+        assert!(!of(io::ErrorKind::NotFound).is_permanent());
+        assert!(of(io::ErrorKind::PermissionDenied).is_permanent());
+    }
 }

@@ -50,6 +50,17 @@ pub enum TlsError {
     System(#[source] io::Error),
 }
 
+impl TlsError {
+    /// True of what stays as it is until someone changes a file; one that is not there may only come later.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Unreadable { cause, .. } => cause.kind() != io::ErrorKind::NotFound,
+            Self::NotPem { .. } | Self::BadAuthority { .. } | Self::OtherKey { .. } | Self::Unusable { .. } => true,
+            Self::System(_) => false,
+        }
+    }
+}
+
 /// Reads the files of the moment.
 ///
 /// # Errors

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod config;
 pub mod dead;
 pub mod engine;
+pub mod exit;
 pub mod manual;
 pub mod models;
 mod named;

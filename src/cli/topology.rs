@@ -10,6 +10,7 @@ use clap::{Args, Subcommand};
 use lapin::Connection;
 use serde::Serialize;
 
+use self::export::ExportError;
 use super::named::Named;
 use crate::broker::compare::{Difference, State};
 use crate::broker::topology::{Kind, Part, parts};
@@ -54,7 +55,11 @@ pub fn run(args: &TopologyArgs, config: &Config, out: &mut dyn Write) -> anyhow:
         &args.command;
     let parts = parts(&config.topology, named.models(config)?.iter().map(String::as_str));
     if let Command::Export(_) = args.command {
-        return Ok(export::export(&parts, config, out)?);
+        return export::export(&parts, config, out).map_err(|error| match error {
+            // As the other commands, so that its exit code is the same.
+            ExportError::Broker(error) => error.into(),
+            error @ ExportError::Write(_) => error.into(),
+        });
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (findings, json) = runtime.block_on(async {
@@ -68,10 +73,12 @@ pub fn run(args: &TopologyArgs, config: &Config, out: &mut dyn Write) -> anyhow:
         Ok::<_, BrokerError>(found)
     })?;
     print(&findings, json, out)?;
-    match findings.iter().filter(|finding| finding.is_unfit()).count() {
+    let count = |is: fn(&Finding) -> bool| findings.iter().filter(|finding| is(finding)).count();
+    match count(Finding::is_unfit) {
         0 => Ok(()),
         unfit => Err(TopologyError::Unfit {
             unfit,
+            permanent: count(Finding::is_permanent),
             of: findings.len(),
         }
         .into()),
@@ -144,6 +151,20 @@ impl Finding {
             Found::Missing | Found::Differs | Found::NotCompared => true,
         }
     }
+
+    /// True of what no second try finds otherwise.
+    fn is_permanent(&self) -> bool {
+        match self.found {
+            Found::Fits | Found::Made | Found::Missing => false,
+            Found::Differs => true,
+            Found::NotCompared => !self.said.as_deref().is_some_and(is_locked),
+        }
+    }
+}
+
+/// True of the broker's words on a queue that belongs to another connection and goes with it.
+fn is_locked(said: &str) -> bool {
+    said.contains("RESOURCE_LOCKED")
 }
 
 fn told(part: &Part, difference: Difference) -> Told {
@@ -168,7 +189,7 @@ fn mend(part: &Part, state: &State, config: &Config) -> Option<String> {
     match (state, part.kind) {
         (State::Fits, _) => None,
         (State::Missing, _) => Some("`inferq topology apply` makes it".to_owned()),
-        (State::NotCompared(said), _) if said.contains("RESOURCE_LOCKED") => Some(
+        (State::NotCompared(said), _) if is_locked(said) => Some(
             "it is exclusive to another connection, and goes with it: close that one, then `inferq topology apply`"
                 .to_owned(),
         ),
@@ -239,11 +260,16 @@ async fn close(connection: &Connection) {
 #[derive(Debug, thiserror::Error)]
 pub enum TopologyError {
     #[error("{unfit} of {of} exchanges and queues are not as they should be")]
-    Unfit { unfit: usize, of: usize },
+    Unfit {
+        unfit: usize,
+        /// Of those, the ones that stay so until a human acts: what is missing can still be made.
+        permanent: usize,
+        of: usize,
+    },
 }
 
 const APPLY_HELP: &str = "\
-What exists is compared, as `check` does it, and left as it is; if something differs, the exit code is 1.
+What exists is compared, as `check` does it, and left as it is; if something differs, the exit code is 3.
 `topology.mode` has no part in it.
 
 Examples:
@@ -252,8 +278,9 @@ Examples:
   inferq --broker amqp://admin@host/%2f topology apply --json";
 
 const CHECK_HELP: &str = "\
-Changes nothing, asks over AMQP only, and ends with 1 unless all fits. Comparing needs the permission
-`configure`; without it only existence can be seen. Policies and bindings cannot be seen over AMQP:
+Changes nothing, asks over AMQP only, and ends with 1 if something is only missing, with 3 if something
+differs or may not be compared. Comparing needs the permission `configure`; without it only existence
+can be seen. Policies and bindings cannot be seen over AMQP:
 `rabbitmqctl list_policies` and `rabbitmqctl list_bindings` show them, and `apply` binds anew, which
 changes nothing where a binding exists.
 

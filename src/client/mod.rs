@@ -45,9 +45,9 @@ pub use self::scatter::ScatterError;
 use self::session::{Dial, Keeper, Session, State};
 use self::timing::Stamp;
 pub use self::timing::Timing;
-use crate::broker::BrokerError;
 use crate::broker::topology::Names;
 use crate::broker::turn::Turn;
+use crate::broker::{self, BrokerError};
 use crate::config::{BrokerConfig, Config, ConfigError};
 use crate::wire::error::WireError;
 use crate::wire::headers;
@@ -342,22 +342,22 @@ impl Shared {
     async fn session(&self) -> Result<Arc<Session>, CallError> {
         let mut state = self.state.clone();
         loop {
-            let (since, reason) = match &*state.borrow_and_update() {
+            let down = match &*state.borrow_and_update() {
                 State::Up(session) => return Ok(session.clone()),
-                State::Down(since, reason) => (*since, reason.clone()),
+                State::Down(down) => down.clone(),
                 State::Closed => return Err(CallError::Lost("the client was closed".to_owned())),
             };
-            let up = tokio::time::timeout_at(since + self.options.reconnect_for, state.changed()).await;
+            let up = tokio::time::timeout_at(down.since + self.options.reconnect_for, state.changed()).await;
             // Without a keeper there is no session either.
             if !matches!(up, Ok(Ok(()))) {
-                return Err(CallError::Lost(reason));
+                return Err(down.error());
             }
         }
     }
 
     fn late(&self, timeout: Duration) -> CallError {
         match &*self.state.borrow() {
-            State::Down(_, reason) => CallError::Lost(reason.clone()),
+            State::Down(down) => down.error(),
             State::Up(_) | State::Closed => CallError::Timeout(timeout),
         }
     }
@@ -491,6 +491,17 @@ pub enum ClientError {
     Lapin(#[from] lapin::Error),
 }
 
+impl ClientError {
+    /// True of what stays as it is until someone changes the address, the login or a permission.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Broker(error) => error.is_permanent(),
+            Self::Lapin(error) => broker::is_permanent(error),
+            Self::Config(_) | Self::NoExchange(_) | Self::QueueName(_) | Self::Pool(_) => false,
+        }
+    }
+}
+
 /// Why a job has no result.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
@@ -511,6 +522,9 @@ pub enum CallError {
     TooLong { what: &'static str, bytes: usize },
     #[error("lost the broker: {0}")]
     Lost(String),
+    /// A login or a permission that another try would not have either.
+    #[error("not allowed by the broker: {0}")]
+    Forbidden(String),
     /// Only [`Client::scatter`] ends so.
     #[error(transparent)]
     Scatter(#[from] ScatterError),

@@ -11,6 +11,8 @@ use tokio::sync::oneshot;
 
 use super::timing::{Stamp, Timing};
 use super::{Answer, CallError};
+use crate::broker;
+use crate::broker::permission::Act;
 use crate::wire::Encoding;
 use crate::wire::JSON_BYTES_HEADER;
 use crate::wire::headers;
@@ -126,6 +128,10 @@ impl Pending {
             Ok(Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned))) => self.returned(&returned),
             Ok(Confirmation::Nack(None)) => {
                 self.end(number, |waiting| Err(CallError::QueueFull(waiting.model.clone())));
+            }
+            Err(error) if broker::is_permanent(&error) => {
+                let reason = broker::reason(&error, Act::Publish);
+                self.end(number, |_| Err(CallError::Forbidden(reason)));
             }
             // Its caller is told by the drop, and sends it again.
             Err(_) => drop(self.lock().waiting.remove(&number)),

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::pending::{Number, Pending};
-use super::{ClientError, mailbox};
+use super::{CallError, ClientError, mailbox};
 use crate::broker::backoff::{Failure, Patience};
 use crate::broker::connection::{self, Connected};
 use crate::broker::turn::Turn;
@@ -33,9 +33,28 @@ use crate::error::chain;
 #[derive(Clone)]
 pub enum State {
     Up(Arc<Session>),
-    /// Since when, and why.
-    Down(Instant, String),
+    Down(Down),
     Closed,
+}
+
+/// Since when there is no connection, and why.
+#[derive(Clone)]
+pub struct Down {
+    pub since: Instant,
+    reason: String,
+    is_permanent: bool,
+}
+
+impl Down {
+    /// Returns the error of a call that waits for a connection no longer.
+    pub fn error(&self) -> CallError {
+        let reason = self.reason.clone();
+        if self.is_permanent {
+            CallError::Forbidden(reason)
+        } else {
+            CallError::Lost(reason)
+        }
+    }
 }
 
 /// A connection with a reply queue that nobody else sees.
@@ -209,7 +228,11 @@ impl Keeper {
                 () = self.closed.cancelled() => None,
             };
             let Some(reason) = ended else { break };
-            self.state.send_replace(State::Down(Instant::now(), reason));
+            self.state.send_replace(State::Down(Down {
+                since: Instant::now(),
+                reason,
+                is_permanent: false,
+            }));
             self.pending.all_again();
             let was_stable = since.elapsed() > STABLE;
             if was_stable {
@@ -244,7 +267,11 @@ impl Keeper {
                         ClientError::Broker(error) => error.failure(),
                         _ => Failure::Outage,
                     };
-                    self.state.send_replace(State::Down(since, chain(&error)));
+                    self.state.send_replace(State::Down(Down {
+                        since,
+                        reason: chain(&error),
+                        is_permanent: error.is_permanent(),
+                    }));
                 }
             }
         }

@@ -42,6 +42,7 @@ pub struct Metrics {
     connection_up: IntGaugeVec,
     connects: IntCounterVec,
     connect_failures: IntCounterVec,
+    connections_lost: IntCounterVec,
     model_device: IntGaugeVec,
     model_rows: IntGaugeVec,
     pub reply: ReplyMetrics,
@@ -276,6 +277,7 @@ pub struct LinkMetrics {
     pub up: IntGauge,
     pub connects: IntCounter,
     pub failures: IntCounter,
+    pub lost: IntCounter,
 }
 
 /// The publishing task.
@@ -368,6 +370,11 @@ impl Metrics {
             )?,
             connects: add.counters("inferq_connects_total", "Connections made to the broker", ROLE)?,
             connect_failures: add.counters("inferq_connect_failures_total", "Connections that failed", ROLE)?,
+            connections_lost: add.counters(
+                "inferq_connections_lost_total",
+                "Connections that worked until they were lost",
+                ROLE,
+            )?,
             model_device,
             model_rows,
             reply: replies(&add)?,
@@ -449,6 +456,7 @@ impl Metrics {
             up: self.connection_up.with_label_values(labels),
             connects: self.connects.with_label_values(labels),
             failures: self.connect_failures.with_label_values(labels),
+            lost: self.connections_lost.with_label_values(labels),
         }
     }
 

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from conftest import CHART, EXAMPLES, LEAST, NAMES, NAMESPACE, RELEASE, ROOT
+from keda import address, vhost_asked_for
 from conftest import at, manifests, merged, notes, of_kind, one, pod_of, refusal, render
 
 # The oldest that Chart.yaml allows, those in support, and the newest with schemas.
@@ -217,6 +218,35 @@ def test_no_secret_is_in_arguments_or_environment(example):
             assert not re.search(r"://[^/]*@", text) and "secretKeyRef" not in text
 
 
+# --- What ends at once, and says why ---
+
+
+def test_the_hook_ends_at_once_on_what_no_second_try_mends():
+    job = one(render(LEAST), "Job")["spec"]
+
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule == {"action": "FailJob", "onExitCodes": {"containerName": "topology", "operator": "In", "values": [2, 3]}}
+    # Kubernetes allows it with this alone.
+    assert job["template"]["spec"]["restartPolicy"] == "Never" and job["backoffLimit"] == 4
+    assert [container["name"] for container in job["template"]["spec"]["containers"]] == ["topology"]
+
+
+def test_kubectl_describes_the_last_lines_of_a_container(example):
+    found = [container for pod in pods(example) for container in pod["spec"]["containers"] if container["name"] in ("worker", "topology", "predict")]
+
+    assert found and {container["terminationMessagePolicy"] for container in found} == {"FallbackToLogsOnError"}
+
+
+def test_a_worker_is_ready_within_a_second_of_being_so():
+    probes = one(render(LEAST), "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    startup, ready = probes["startupProbe"], probes["readinessProbe"]
+
+    assert startup["periodSeconds"] == ready["periodSeconds"] == 1
+    assert not {"initialDelaySeconds", "successThreshold"} & (set(startup) | set(ready))
+    # What is slow to start, or misses a few answers, is given as long as ever.
+    assert startup["failureThreshold"] == 120 and ready["failureThreshold"] == 10
+
+
 # --- Names and labels ---
 
 
@@ -389,13 +419,13 @@ def test_keda_sees_ready_and_unacked_jobs_of_every_model_as_one_number(models, a
     (trigger,) = spec["triggers"]
     assert trigger["metricType"] == "AverageValue"
     assert trigger["metadata"] == {
-        "protocol": "http", "mode": "QueueLength", "excludeUnacknowledged": "false", "host": "http://rabbitmq:15672/", "vhostName": "/",
+        "protocol": "http", "mode": "QueueLength", "excludeUnacknowledged": "false", "host": "http://rabbitmq:15672/%2F",
         "value": "500", "activationValue": "0", **asked,
     }
     assert spec["fallback"] == {"failureThreshold": 3, "replicas": 1, "behavior": "currentReplicasIfHigher"}
 
 
-@pytest.mark.parametrize("uri, host", [("", None), ("http://rabbitmq:15672/", "http://rabbitmq:15672/")])
+@pytest.mark.parametrize("uri, host", [("", None), ("http://rabbitmq:15672/", "http://rabbitmq:15672/%2F")])
 def test_the_host_of_an_existing_trigger_authentication_counts_unless_the_values_name_one(uri, host):
     values = keda(triggerAuthentication={"existing": "mine", "kind": "ClusterTriggerAuthentication"})
 
@@ -405,6 +435,44 @@ def test_the_host_of_an_existing_trigger_authentication_counts_unless_the_values
     assert trigger["metadata"].get("host") == host
     assert trigger["authenticationRef"] == {"name": "mine", "kind": "ClusterTriggerAuthentication"}
     assert not of_kind(objects, "TriggerAuthentication")
+
+
+VHOSTS = ["/", "team/a", "a b", "team a/b", "ä", "a+b", "a%2fb", "%41", "a?b", "a#b", "100%", "1 + 1 = 2?", "a&b=c;d", "[a]", "ü %2F/#"]
+
+
+@pytest.mark.parametrize("models", [["digits"], ["digits", "a.b"]], ids=["one", "several"])
+@pytest.mark.parametrize("path", ["", "/", "/rabbit"])
+@pytest.mark.parametrize("vhost", VHOSTS)
+def test_keda_asks_for_the_virtual_host_that_is_meant(vhost, path, models):
+    broker = {"vhost": vhost, "management": {"uri": f"http://rabbitmq:15672{path}"}}
+
+    (trigger,) = one(render(merged(KEDA, merged({"broker": broker}, merged(scaled("keda"), pool(models=models))))), "ScaledObject")["spec"]["triggers"]
+
+    metadata = trigger["metadata"]
+    assert "vhostName" not in metadata and vhost_asked_for(metadata) == vhost
+    assert address(metadata).startswith(f"http://rabbitmq:15672{path.rstrip('/')}/api/queues/")
+
+
+@pytest.mark.parametrize("name, asked", [("a b", "a+b"), ("team/a", "team/a")])
+def test_by_its_name_alone_keda_asks_for_another_virtual_host(name, asked):
+    metadata = {"host": "http://rabbitmq:15672/", "vhostName": name, "queueName": "inferq.digits"}
+
+    assert vhost_asked_for(metadata) == asked
+
+
+def test_a_host_encoded_as_go_would_is_another():
+    metadata = {"host": "http://rabbitmq:15672/a%252fb", "queueName": "inferq.digits"}
+
+    assert vhost_asked_for(metadata) == "a/b"
+
+
+@pytest.mark.parametrize("vhost", ["/", "team/a"])
+def test_the_uri_of_a_secret_keeps_the_name_of_the_virtual_host(vhost):
+    broker = {"vhost": vhost, "management": {"uriKey": "uri"}}
+
+    (trigger,) = one(render(merged(LEAST, merged({"broker": broker}, scaled("keda")))), "ScaledObject")["spec"]["triggers"]
+
+    assert trigger["metadata"]["vhostName"] == vhost and "host" not in trigger["metadata"]
 
 
 def test_from_zero_there_is_no_fallback_but_a_first_pause():
@@ -651,6 +719,8 @@ CONTRADICTIONS = [
         merged(scaled("keda", minReplicas=0), at("topology", {"workerMode": "declare", "job": {"enabled": False}})),
         "is 0, but only a worker would declare the queues",
     ),
+    (merged(scaled("keda"), at("broker", {"vhost": "a b", "management": {"uri": "", "uriKey": "uri"}})), "`a b` has a space, which KEDA asks for as"),
+    (merged(scaled("keda"), at("broker.vhost", "?#")), "`?#` has a `%`, `?` or `#` and neither"),
     (keda(fallback={"replicas": 11}), "fallback.replicas: is 11, but minReplicas is 1 and maxReplicas 10"),
     (at("metrics.podMonitor", {"enabled": True, "interval": "15s", "scrapeTimeout": "1m"}), "scrapeTimeout: is 1m, longer than interval"),
 ]

@@ -14,12 +14,13 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from urllib.parse import quote_plus
+from urllib.parse import quote
 
 import pika
 import pytest
 import yaml
 
+from keda import address
 from conftest import CHART, LEAST, ROOT, merged, of_kind, one, pod_of, render
 
 INFERQ = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug" / "inferq"
@@ -171,6 +172,46 @@ def test_a_release_makes_its_queues_answers_its_test_and_drains(broker, tmp_path
     assert queues["inferq.digits"] == queues["inferq.digits.dead"] == "0"
 
 
+def hook_of(broker: dict, settings: dict) -> tuple[list[dict], dict]:
+    """The objects of a release whose hook logs in with the Secret `admin`, and its Job."""
+    login = {"existingSecret": "admin", "login": "password", "host": "127.0.0.1", "port": broker["amqp_port"]}
+    objects = render(merged({"broker": login, "topology": {"prefix": "hook"}}, settings))
+    return objects, one(objects, "Job")
+
+
+def ends(kubelet: Kubelet, job: dict) -> tuple[int, bool, str]:
+    """The exit code of a hook, whether its Job would end at once over it, and the last line that it says."""
+    process = kubelet.start(job["spec"]["template"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    said = process.communicate(timeout=PATIENCE)[1]
+    (rule,) = job["spec"]["podFailurePolicy"]["rules"]
+    return process.returncode, process.returncode in rule["onExitCodes"]["values"], said.strip().splitlines()[-1]
+
+
+def test_the_hook_ends_at_once_on_a_fault_that_stays(broker, tmp_path):
+    user, password = broker["uri"].split("//")[1].split("@")[0].split(":")
+    ctl(broker, "add_user", "nobody", PASSWORD)
+    secrets = {"admin": {"username": user, "password": password}}
+    objects, job = hook_of(broker, {})
+    (tmp_path / "made").mkdir()
+    Kubelet(tmp_path / "made", objects, secrets).run(job["spec"]["template"])
+
+    def of(secret: dict[str, str], settings: dict) -> tuple[int, bool, str]:
+        objects, job = hook_of(broker, settings)
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        return ends(Kubelet(folder, objects, {"admin": secret}), job)
+
+    wrong = of({"username": user, "password": "hunter2"}, {})
+    denied = of({"username": "nobody", "password": PASSWORD}, {})
+    other = of(secrets["admin"], {"topology": {"deliveryLimit": 7}})
+    away = of(secrets["admin"], {"broker": {"port": 1}})
+
+    assert [code for code, _, _ in (wrong, denied, other, away)] == [3, 3, 3, 1]
+    assert [at_once for _, at_once, _ in (wrong, denied, other, away)] == [True, True, True, False]
+    assert f"refused user `{user}`" in wrong[2] and "hunter2" not in wrong[2]
+    assert "`nobody`" in denied[2] and "are not as they should be" in other[2] and "127.0.0.1:1" in away[2]
+
+
 def jobs_done(pod: dict) -> float:
     """How many jobs the worker says that it has answered."""
     (container,) = pod["spec"]["containers"]
@@ -217,16 +258,13 @@ def test_scaling_down_while_jobs_come_loses_none_of_them(broker, tmp_path):
 
 def keda_asks(broker: dict, metadata: dict[str, str]) -> int:
     """The number of jobs that KEDA hands to the HPA, asked for and added up as its rabbitmq_scaler.go does."""
-    vhost, queues = quote_plus(metadata["vhostName"]), quote_plus(metadata["queueName"])
-    url = f"{metadata['host'].rstrip('/')}/api/queues/{vhost}"
-    pattern = metadata.get("useRegex") == "true"
-    url += f"?page=1&use_regex=true&pagination=false&name={queues}&page_size={metadata['pageSize']}" if pattern else f"/{queues}"
     user, password = broker["uri"].split("//")[1].split("@")[0].split(":")
     passwords = urllib.request.HTTPPasswordMgrWithPriorAuth()
-    passwords.add_password(None, metadata["host"], user, password, is_authenticated=True)
+    passwords.add_password(None, metadata["host"].rsplit("/", 1)[0] + "/", user, password, is_authenticated=True)
     opener = urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(passwords))
-    with opener.open(url, timeout=PATIENCE) as answer:
+    with opener.open(address(metadata), timeout=PATIENCE) as answer:
         found = json.load(answer)
+    pattern = metadata.get("useRegex") == "true"
     assert not pattern or (found["page_count"] <= 1 and metadata["operation"] == "sum")
     return sum(queue.get("messages", 0) for queue in (found["items"] if pattern else [found]))
 
@@ -263,6 +301,25 @@ def test_what_keda_would_ask_is_answered_with_ready_and_unacked_jobs_of_every_mo
         seen = keda_asks(broker, of_one), keda_asks(broker, of_two)
 
     assert seen == (2, 4)
+
+
+@pytest.mark.parametrize("vhost", ["team/a", "team a/b", "ä", "a+b", "a%2fb", "a#b?"])
+def test_what_keda_would_ask_is_asked_of_the_right_virtual_host(broker, vhost):
+    management = {"uri": f"http://127.0.0.1:{broker['management_port']}", "existingSecret": "m"}
+    user, password = broker["uri"].split("//")[1].split("@")[0].split(":")
+    pools = {"default": {"models": ["digits"], "autoscaling": {"mode": "keda"}}}
+    (trigger,) = one(render({"broker": {"existingSecret": "b", "vhost": vhost, "management": management}, "pools": pools}), "ScaledObject")["spec"]["triggers"]
+    ctl(broker, "add_vhost", vhost)
+    ctl(broker, "set_permissions", "-p", vhost, user, ".*", ".*", ".*")
+    uri = f"amqp://{user}:{password}@127.0.0.1:{broker['amqp_port']}/{quote(vhost, safe='')}"
+
+    with pika.BlockingConnection(pika.URLParameters(uri)) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        channel.queue_declare("inferq.digits")
+        for _ in range(3):
+            channel.basic_publish("", "inferq.digits", b"", mandatory=True)
+        wait_until(lambda: keda_asks(broker, trigger["metadata"]) == 3, "the jobs of this virtual host were never counted")
 
 
 HARD = [

@@ -216,7 +216,7 @@ async fn a_queue_that_would_delete_what_is_looked_at_is_not_looked_at() {
     let anyway = scene.inferq(&["dead", "list", "affine", "--anyway"]).await;
 
     for refused in refused {
-        refused.failed();
+        refused.refused();
         assert!(refused.stderr.contains("x-delivery-limit is not set"), "{refused:?}");
     }
     assert!(anyway.ok().contains("one"), "{anyway:?}");

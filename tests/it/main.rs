@@ -16,6 +16,7 @@ mod contract;
 mod dead;
 mod demo;
 mod dialects;
+mod exit_codes;
 mod faults;
 mod happy;
 mod held_back;

@@ -112,6 +112,7 @@ async fn a_link_that_falls_silent_is_declared_dead_and_its_jobs_are_answered_lat
 
     assert!(!reason.is_empty());
     assert_eq!(value(&metrics, "inferq_ready"), 0.0);
+    assert_eq!(metrics.sum("inferq_connections_lost_total"), Some(2.0));
     scene.nothing_is_left("slow").await;
 }
 

@@ -180,12 +180,17 @@ async fn the_headers_of_replies_and_dead_letters_are_those_that_come() {
 }
 
 #[tokio::test]
-async fn the_exit_codes_are_those_of_a_good_a_failed_and_a_badly_configured_command() {
+async fn the_exit_codes_are_those_of_the_table() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let uri = folder.path().join("uri");
+    std::fs::write(&uri, "no URI").expect("a file");
+    let uri = uri.to_str().expect("UTF-8");
     let nowhere = ["models", "list", "--models", "/nonexistent/models"];
     let codes = [
         inferq(&["config", "check"], &[]).await,
         inferq(&nowhere, &[]).await,
         inferq(&["config", "check"], &[("INFERQ_BATCH__ROWS_MAX", "0")]).await,
+        inferq(&["topology", "apply", "digits"], &[("INFERQ_BROKER__URI_FILE", uri)]).await,
     ];
 
     let codes = codes.map(|output| output.status.code().map(|code| code.to_string()));

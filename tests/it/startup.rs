@@ -231,7 +231,7 @@ async fn a_queue_of_another_type_is_named_with_the_argument_that_differs() {
     scene.declare_queue(&scene.queue("affine")).await;
 
     // Which of several arguments is named is the broker's choice.
-    ends_with(scene.worker("affine"), 1, &[&scene.queue("affine"), "'x-"]).await;
+    ends_with(scene.worker("affine"), 3, &[&scene.queue("affine"), "'x-"]).await;
 }
 
 #[tokio::test]
@@ -246,7 +246,7 @@ async fn a_queue_with_another_delivery_limit_is_named_with_the_argument_that_dif
         .await;
 
     let other = scene.worker("affine").env("INFERQ_TOPOLOGY__DELIVERY_LIMIT", "4");
-    ends_with(other, 1, &[&scene.queue("affine"), "x-delivery-limit"]).await;
+    ends_with(other, 3, &[&scene.queue("affine"), "x-delivery-limit"]).await;
 }
 
 #[tokio::test]
@@ -264,7 +264,7 @@ async fn an_exchange_of_another_kind_is_named() {
         .expect("an exchange");
     connection.close(200, "done".into()).await.ok();
 
-    ends_with(scene.worker("affine"), 1, &[&scene.prefix, "exchange"]).await;
+    ends_with(scene.worker("affine"), 3, &[&scene.prefix, "exchange"]).await;
 }
 
 #[tokio::test]

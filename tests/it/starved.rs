@@ -167,7 +167,7 @@ async fn a_single_channel_a_connection_is_refused_with_both_numbers() {
 
     let (code, log) = ending(scene.worker("affine")).await;
 
-    assert_eq!(code, 1, "{log}");
+    assert_eq!(code, 3, "{log}");
     assert!(
         log.contains("the broker allows 1 channel on a connection (channel_max), and a model needs 2"),
         "{log}"

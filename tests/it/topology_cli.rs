@@ -119,7 +119,7 @@ async fn check_names_every_difference_and_changes_nothing() {
     let json = scene.inferq(&["topology", "check", "affine", "--json"]).await;
     let again = scene.inferq(&["topology", "check", "affine"]).await;
 
-    let shown = text.failed();
+    let shown = text.refused();
     for line in [
         "type: is fanout, should be direct",
         "durable: is false, should be true",
@@ -135,7 +135,7 @@ async fn check_names_every_difference_and_changes_nothing() {
         assert!(shown.contains(line), "{line:?} is not in:\n{shown}");
     }
     assert!(text.stderr.contains("4 of 4"), "{text:?}");
-    json.failed();
+    json.refused();
     let json = json.json();
     assert_eq!(found(&json, &queue), "differs");
     assert_eq!(found(&json, &scene.dead_queue("affine")), "missing");
@@ -152,7 +152,7 @@ async fn a_queue_of_another_type_is_compared_to_the_end_as_well() {
 
     let shown = scene.inferq(&["topology", "check", "affine"]).await;
 
-    let shown = shown.failed();
+    let shown = shown.refused();
     for line in [
         "x-queue-type: is classic, should be quorum",
         "to keep it: topology.queue_type = \"classic\"",
@@ -174,7 +174,7 @@ async fn apply_makes_the_rest_where_one_thing_differs_and_says_so() {
 
     let applied = scene.inferq(&["topology", "apply", "affine", "--json"]).await;
 
-    applied.failed();
+    applied.refused();
     assert!(applied.stderr.contains("1 of 4"), "{applied:?}");
     assert_eq!(found(&applied.json(), &queue), "differs");
     assert_eq!(found(&applied.json(), &scene.dead_queue("affine")), "made");
@@ -229,7 +229,7 @@ async fn without_the_permission_to_configure_check_says_what_it_cannot_know_and_
     let reply = producer.call(scene.job("affine", body)).await;
     worker.drain().await;
 
-    let shown = checked.failed();
+    let shown = checked.refused();
     assert_eq!(shown.matches("exists, but cannot be compared").count(), 4, "{shown}");
     assert!(shown.contains("permission `configure`"), "{shown}");
     assert_eq!(reply.status(), "OK");

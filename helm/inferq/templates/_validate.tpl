@@ -13,6 +13,7 @@
 {{- include "inferq.validateExtras" $of }}
 {{- include "inferq.validateModelRepository" $of }}
 {{- include "inferq.validateScaling" $of }}
+{{- include "inferq.validateSwitch" $of }}
 {{- include "inferq.validateProbes" $of }}
 {{- end }}
 {{- include "inferq.validateMetrics" . }}
@@ -178,6 +179,17 @@
 {{- end }}
 {{- if eq $mode "keda" }}
 {{- include "inferq.validateKeda" . }}
+{{- include "inferq.validateKedaVhost" .root }}
+{{- end }}
+{{- end }}
+
+{{- define "inferq.validateKedaVhost" -}}
+{{- $vhost := .Values.broker.vhost }}
+{{- if and (contains " " $vhost) (not .Values.broker.management.uri) }}
+{{- fail (printf "broker.vhost: `%s` has a space, which KEDA asks for as a `+` unless the chart writes the address; set broker.management.uri, and the login in a Secret under broker.management.usernameKey and passwordKey or in keda.triggerAuthentication.existing" $vhost) }}
+{{- end }}
+{{- if and (regexMatch "[%?#]" $vhost) (not (regexMatch "[A-Za-z0-9]" $vhost)) }}
+{{- fail (printf "broker.vhost: `%s` has a `%%`, `?` or `#` and neither a letter nor a digit, and there is no address by which KEDA would ask for that; use another name, or autoscaling.mode external" $vhost) }}
 {{- end }}
 {{- end }}
 

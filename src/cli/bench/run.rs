@@ -329,6 +329,7 @@ fn concerns_all(error: &CallError) -> bool {
         | CallError::QueueFull(_)
         | CallError::Timeout(_)
         | CallError::Lost(_)
+        | CallError::Forbidden(_)
         | CallError::Reply(_)
         | CallError::Datatype { .. }
         | CallError::TooLong { .. }

@@ -62,7 +62,7 @@ impl From<CallError> for Ending {
             CallError::Refused { code, .. } => Self::Refused(code, said),
             CallError::UnknownModel(_) => Self::Unroutable(said),
             CallError::QueueFull(_) => Self::QueueFull(said),
-            CallError::Timeout(_) | CallError::Lost(_) => Self::Lost(said),
+            CallError::Timeout(_) | CallError::Lost(_) | CallError::Forbidden(_) => Self::Lost(said),
             CallError::Reply(_) | CallError::Datatype { .. } | CallError::TooLong { .. } | CallError::Scatter(_) => {
                 Self::Unreadable(said)
             }

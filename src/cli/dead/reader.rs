@@ -18,7 +18,9 @@ use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection, Consumer, ErrorKind};
 
 use super::letter::Letter;
-use crate::broker::BrokerError;
+use crate::broker::backoff::Failure;
+use crate::broker::permission::Act;
+use crate::broker::{BrokerError, failure_of, topology};
 
 /// The place of a letter on its channel.
 #[derive(Debug, Clone, Copy)]
@@ -119,7 +121,7 @@ impl<'a> Reader<'a> {
                 Ok(Some(delivery)) => return Ok(Some(delivery?)),
                 Ok(None) => {
                     return Err(BrokerError::Unusable {
-                        what: format!("queue `{}`", self.queue),
+                        what: self.what(),
                         said: "the broker cancelled the consumer".to_owned(),
                     });
                 }
@@ -169,7 +171,7 @@ impl<'a> Reader<'a> {
         let purging = self
             .channel
             .queue_purge(self.queue.clone(), QueuePurgeOptions::default());
-        within(self.limit, purging).await
+        within(self.limit, purging).await.map_err(|error| self.refusal(error))
     }
 
     /// Puts back what is held.
@@ -234,12 +236,19 @@ impl<'a> Reader<'a> {
         Ok(declared.map_err(|error| self.refusal(error))?.message_count())
     }
 
+    fn what(&self) -> String {
+        format!("queue `{}`", self.queue)
+    }
+
     /// In the words of the broker, if they are about this queue.
     fn refusal(&self, error: BrokerError) -> BrokerError {
         match error {
             BrokerError::Lapin(error) => match error.kind() {
+                ErrorKind::ProtocolError(_) if failure_of(&error) == Failure::Refusal => {
+                    topology::refusal(self.what(), Act::Consume, error)
+                }
                 ErrorKind::ProtocolError(said) => BrokerError::Unusable {
-                    what: format!("queue `{}`", self.queue),
+                    what: self.what(),
                     said: said.get_message().to_string(),
                 },
                 _ => error.into(),

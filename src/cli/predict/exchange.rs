@@ -133,9 +133,12 @@ impl<'a> Sender<'a> {
         match self.call_again(question).await {
             Ok(_) => Ok(Vec::new()),
             // Every job would meet these.
-            Err(error @ (CallError::UnknownModel(_) | CallError::Lost(_) | CallError::Timeout(_))) => {
-                Err(PredictError::Call(error))
-            }
+            Err(
+                error @ (CallError::UnknownModel(_)
+                | CallError::Lost(_)
+                | CallError::Forbidden(_)
+                | CallError::Timeout(_)),
+            ) => Err(PredictError::Call(error)),
             Err(error) if error.status() == Some(Status::NotFound) => Err(PredictError::Call(error)),
             Err(error) => Ok(takes::inputs(&error)),
         }
@@ -255,7 +258,8 @@ fn may_pass(error: &CallError) -> bool {
         | CallError::Datatype { .. }
         | CallError::TooLong { .. }
         | CallError::Scatter(_)
-        | CallError::Lost(_) => false,
+        | CallError::Lost(_)
+        | CallError::Forbidden(_) => false,
     }
 }
 
@@ -338,7 +342,7 @@ impl Run {
     /// True of an error that every other job would meet as well.
     fn concerns_all(&self, error: &CallError) -> bool {
         match error {
-            CallError::UnknownModel(_) | CallError::Lost(_) => true,
+            CallError::UnknownModel(_) | CallError::Lost(_) | CallError::Forbidden(_) => true,
             // All jobs look alike: what is wrong with the first one's shape or version is wrong with all.
             CallError::Refused {
                 code: Status::InvalidArgument | Status::NotFound,

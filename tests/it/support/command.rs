@@ -78,6 +78,13 @@ impl Ran {
         &self.stdout
     }
 
+    /// As [`Self::failed`], of what another try would meet as well: it ended with 3.
+    pub fn refused(&self) -> &str {
+        assert_eq!(self.code, Some(3), "{self:?}");
+        assert!(self.stderr.starts_with("inferq: "), "{self:?}");
+        &self.stdout
+    }
+
     /// What it printed, as JSON.
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
