@@ -16,6 +16,7 @@ use crate::support::{Broker, Job, PATIENCE, Producer, Reply, Request, Scene, Ten
 use hpa::{Behavior, Hpa, Policy, Rules, Scale, Select};
 use keda::{Keda, Kind, Seen, Spec, Trigger};
 
+mod figures;
 #[expect(dead_code, reason = "the bench shows the rest")]
 #[path = "../../benches/scaling/fleet.rs"]
 mod fleet;
