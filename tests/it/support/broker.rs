@@ -128,7 +128,8 @@ impl Broker {
     pub fn node_of_cluster(epmd_port: u16, first: Option<&Self>) -> Self {
         let place = folder();
         let config = place.path().join("cluster.conf");
-        std::fs::write(&config, CLUSTER).expect("a file");
+        let figures = if Self::may_have_no_figures() { NO_FIGURES } else { "" };
+        std::fs::write(&config, format!("{CLUSTER}{figures}")).expect("a file");
         let epmd_port = epmd_port.to_string();
         let mut options = vec![
             "--dir",
