@@ -121,7 +121,7 @@
 sum(sum by (model) (rate(inferq_rows_settled_total{{ $of }}[{{ include "inferq.rateWindow" .root }}])) / (avg by (model) ({{ $capacity }} unless on (pod, model) inferq_capacity_is_estimate{{ $of }} == 1) or avg by (model) ({{ $capacity }}))) / 0.75 or 0 * sum(inferq_backlog_jobs{{ $of }})
 {{- end }}
 
-{{/* Jobs that are published a second to the queues of a pool, by RabbitMQ's own metrics: of 4.1 and later by queue, else by channel. */}}
+{{/* Jobs that are published a second to the queues of a pool, by RabbitMQ's own metrics: of newer ones by queue (4.3), else by channel. */}}
 {{- define "inferq.publishedQuery" -}}
 {{- $vhost := .root.Values.broker.vhost | toJson -}}
 {{- $models := list }}
