@@ -83,7 +83,7 @@ fn decode(criterion: &mut Criterion) {
                     redelivered: false,
                     arrived: Instant::now(),
                     receipt: receipts.receipt(1),
-                    memory: None,
+                    claim: None,
                 },
                 |delivery| match decode::decode(delivery, &served, &limits) {
                     Ok(job) => job,

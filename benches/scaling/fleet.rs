@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::hpa::{Hpa, SYNC, Scale};
 use super::keda::{Keda, Reading, Spec};
+use super::signals::{Counts, Signal, Sources};
 
 /// All that decides how a run goes.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,16 +25,6 @@ pub struct Setup {
     /// How long a job may wait for its answer.
     pub accepted: f64,
     pub seed: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Signal {
-    /// Ready and unacked, by the management API: KEDA's `protocol: http`.
-    Messages,
-    /// Ready alone, as with `protocol: amqp` or `excludeUnacknowledged`.
-    Ready,
-    /// The greatest `inferq_backlog_seconds`, by Prometheus. Without a worker there is none, and KEDA takes that for 0.
-    Seconds,
 }
 
 /// One replica: `t = per_row · rows + per_run`, and how it comes and goes.
@@ -70,6 +61,8 @@ pub struct Broker {
     pub refresh: f64,
     /// From when to when the management API does not answer.
     pub away: Option<(f64, f64)>,
+    /// Whether the management API answers without any figure, as with `management_metrics_collection` not permitted.
+    pub silent: bool,
 }
 
 /// What arrives, in units of what one replica can do.
@@ -91,6 +84,8 @@ pub struct Outcome {
     pub answered: f64,
     pub latency_sum: f64,
     pub latency_max: f64,
+    /// Jobs by their latency, in steps of [`STEP`].
+    pub latencies: Vec<f64>,
     pub in_time: f64,
     /// Replica-seconds, from creation to end.
     pub paid: f64,
@@ -224,9 +219,9 @@ struct Fleet<'a> {
     replicas: Vec<Replica>,
     wanted: u32,
     grew: Option<bool>,
-    /// What the management API says, and what Prometheus does.
-    counted: (f64, f64),
-    scraped: Option<f64>,
+    delivered: f64,
+    settled_rows: f64,
+    sources: Sources,
     outcome: Outcome,
 }
 
@@ -245,8 +240,9 @@ impl<'a> Fleet<'a> {
             replicas: vec![Replica::new(Phase::Ready, 0.0); wanted as usize],
             wanted,
             grew: None,
-            counted: (0.0, 0.0),
-            scraped: None,
+            delivered: 0.0,
+            settled_rows: 0.0,
+            sources: Sources::default(),
             outcome: Outcome::default(),
         }
     }
@@ -289,10 +285,13 @@ impl<'a> Fleet<'a> {
 
     fn scale(&mut self, now: f64) {
         if is_due(now, self.setup.broker.refresh) {
-            self.counted = (self.jobs, self.held());
+            let counts = self.counts();
+            self.sources.refresh(counts, &self.setup.broker);
         }
         if is_due(now, SCRAPE) {
-            self.scraped = self.seconds(now);
+            let seconds = self.seconds(now);
+            let workers = seconds.map(|_| self.settled_rows / self.setup.pod.rate(1.0));
+            self.sources.scrape(now, seconds, workers);
         }
         let time = Duration::from_secs_f64(now);
         let readings = self.readings(now);
@@ -321,13 +320,19 @@ impl<'a> Fleet<'a> {
             .broker
             .away
             .is_some_and(|(from, to)| (from..to).contains(&now));
-        let (queued, held) = self.counted;
-        let read = |signal: &Signal| match signal {
-            Signal::Messages => (!away).then_some(queued + held),
-            Signal::Ready => (!away).then_some(queued),
-            Signal::Seconds => Some(self.scraped.unwrap_or(0.0)),
-        };
-        self.setup.signals.iter().map(read).collect()
+        let triggers = self.setup.signals.iter().zip(&self.setup.scaling.triggers);
+        triggers
+            .map(|(signal, trigger)| self.sources.read(*signal, trigger.activation, away))
+            .collect()
+    }
+
+    fn counts(&self) -> Counts {
+        Counts {
+            ready: self.jobs,
+            unacked: self.held(),
+            published: self.outcome.came,
+            delivered: self.delivered,
+        }
     }
 
     /// What the worker that is worst off says that it would need for all that waits and what it holds. It knows the
@@ -394,6 +399,7 @@ impl<'a> Fleet<'a> {
             budget -= share;
             left -= 1;
             if let Some(portion) = self.take(share) {
+                self.delivered += portion.jobs;
                 self.replicas[index].jobs += portion.jobs;
                 self.replicas[index].held.push_back(portion);
             }
@@ -438,6 +444,7 @@ impl<'a> Fleet<'a> {
             };
             let mut done = (replica.jobs - replica.under_way).min(most);
             replica.jobs -= done;
+            self.settled_rows += done * rows;
             while done > 0.0
                 && let Some(first) = replica.held.front_mut()
             {
@@ -501,10 +508,23 @@ impl<'a> Fleet<'a> {
 }
 
 impl Outcome {
+    /// The latency that so great a share of the answered jobs did not exceed.
+    pub fn quantile(&self, share: f64) -> f64 {
+        let mut left = share * self.answered;
+        let step = self.latencies.iter().position(|jobs| {
+            left -= jobs;
+            left <= 0.0
+        });
+        step.map_or(self.latency_max, |step| step as f64 * STEP)
+    }
+
     fn answer(&mut self, born: f64, latency: f64, jobs: f64, accepted: f64) {
         self.answered += jobs;
         self.latency_sum += jobs * latency;
         self.latency_max = self.latency_max.max(latency);
+        let step = (latency / STEP) as usize;
+        self.latencies.resize(self.latencies.len().max(step + 1), 0.0);
+        self.latencies[step] += jobs;
         if latency <= accepted {
             self.in_time += jobs;
         }

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::hpa::{Behavior, Hpa, Metric, Policy, Rules, SYNC, Scale, Select, Spec, TOLERANCE};
-use super::keda::{self, Fallback, FallbackBehavior, Keda, Kind, Trigger};
+use super::keda::{self, Fallback, FallbackBehavior, Keda, Kind, Mode, Queue, Trigger};
 
 /// One case: what must come out, and what does.
 pub struct Vector {
@@ -21,6 +21,7 @@ pub fn vectors() -> Vec<Vector> {
     all.extend(downs());
     all.extend(choices());
     all.extend(zeros());
+    all.extend(modes());
     all.extend(fallbacks());
     all
 }
@@ -255,7 +256,7 @@ fn zeros() -> Vec<Vector> {
                     activation: 50.0,
                     ..trigger()
                 });
-                Keda::new(spec, Duration::ZERO).poll(seconds(0), 0, &[Some(messages)])
+                Keda::new(spec, Duration::ZERO).poll(seconds(0), 0, &[Some(messages.into())])
             }),
         ),
         vector(
@@ -303,6 +304,68 @@ fn zeros() -> Vec<Vector> {
         ),
         vector("idle below the minimum", Some(2), polled(&mut keda(2), 0, 1, 0.0)),
     ]
+}
+
+// --- What the modes of KEDA's rabbitmq trigger make of a queue ---
+
+fn modes() -> Vec<Vector> {
+    let all = [
+        Mode::QueueLength,
+        Mode::MessageRate,
+        Mode::DeliverGetRate,
+        Mode::ExpectedQueueConsumptionTime,
+    ];
+    let value = |queue: Queue| all.map(|mode| mode.read(queue, 0.0).value);
+    let wakes = |queue: Queue, activation: f64| all.map(|mode| mode.read(queue, activation).activity > activation);
+    let kept_up = queue(6.0, 120.0, 120.0);
+    let behind = queue(900.0, 120.0, 60.0);
+    let alone = queue(900.0, 0.0, 0.0);
+    let silent = queue(0.0, 0.0, 0.0);
+    vec![
+        vector(
+            "QueueLength, MessageRate, DeliverGetRate, ExpectedQueueConsumptionTime of a fleet that keeps up with 120 jobs/s",
+            [6.0, 120.0, 120.0, 0.05],
+            value(kept_up),
+        ),
+        vector(
+            "the same of one that answers 60 of 120 jobs/s, with 900 waiting",
+            [900.0, 120.0, 60.0, 16.0],
+            value(behind),
+        ),
+        vector(
+            "the same of 900 jobs with no consumer: the last one asks for what its activation is",
+            [900.0, 0.0, 0.0, 0.0],
+            value(alone),
+        ),
+        vector(
+            "which of them wake a pool at 0 then, with activation 0 and 1000",
+            [[true, true, false, true], [false, false, false, true]],
+            [wakes(alone, 0.0), wakes(alone, 1000.0)],
+        ),
+        vector(
+            "150 jobs/s on a broker without management metrics: no number, no error, nobody is woken",
+            ([0.0; 4], [false; 4]),
+            (value(silent), wakes(silent, 0.0)),
+        ),
+        vector(
+            "120 jobs/s at 35 a replica beside an empty queue: 4 of 4 replicas stay; on the queue alone 1 would",
+            [None, Some(1)],
+            [vec![target(120.0, 35.0), average(0.0)], vec![average(0.0)]]
+                .map(|metrics| hpa(Some(down(0, vec![pods(100, 15)]))).sync(Duration::ZERO, scale(4), &metrics)),
+        ),
+    ]
+}
+
+fn queue(messages: f64, publish: f64, deliver_get: f64) -> Queue {
+    Queue {
+        messages,
+        publish,
+        deliver_get,
+    }
+}
+
+fn target(total: f64, target: f64) -> Metric {
+    Metric::AverageValue { total, target }
 }
 
 fn fallbacks() -> Vec<Vector> {
@@ -364,7 +427,7 @@ fn fallbacks() -> Vec<Vector> {
             hold(with(0, FallbackBehavior::Static)),
         ),
         vector("a negative metric is 0", Some(0.0), {
-            match keda(1).metrics(scale(1), &[Some(-3.0)])[0] {
+            match keda(1).metrics(scale(1), &[Some((-3.0).into())])[0] {
                 Metric::AverageValue { total, .. } | Metric::Value { total, .. } => Some(total),
                 Metric::Failed => None,
             }
@@ -388,7 +451,7 @@ fn polls(spec: keda::Spec, from: u32, messages: impl Fn(u64) -> f64, until: u64)
 }
 
 fn polled(keda: &mut Keda, at: u64, replicas: u32, messages: f64) -> Option<u32> {
-    keda.poll(seconds(at), replicas, &[Some(messages)])
+    keda.poll(seconds(at), replicas, &[Some(messages.into())])
 }
 
 fn keda(min: u32) -> Keda {

@@ -54,7 +54,68 @@ pub enum FallbackBehavior {
 }
 
 /// What a trigger's source said, or nothing if it could not be asked.
-pub type Reading = Option<f64>;
+pub type Reading = Option<Seen>;
+
+/// The number that the HPA gets, and the one by which the trigger is active or not.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Seen {
+    pub value: f64,
+    pub activity: f64,
+}
+
+impl From<f64> for Seen {
+    fn from(value: f64) -> Self {
+        Self { value, activity: value }
+    }
+}
+
+/// A mode of KEDA's rabbitmq trigger; all but the first need the management API and its statistics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    QueueLength,
+    MessageRate,
+    DeliverGetRate,
+    ExpectedQueueConsumptionTime,
+}
+
+/// The figures of one queue, or the sums of several, as the management API gives them. What is not in its answer is 0.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Queue {
+    pub messages: f64,
+    /// Jobs a second that were published, over the last interval of the broker's statistics. What is sent again is not in it.
+    pub publish: f64,
+    pub deliver_get: f64,
+}
+
+impl Mode {
+    /// Reads a queue in this mode, for a trigger with this `activationValue`.
+    ///
+    /// # Source
+    /// `pkg/scalers/rabbitmq_scaler.go`, `GetMetricsAndActivity`; an empty queue has no consumption time since the release
+    /// after 2.20.
+    pub fn read(self, queue: Queue, activation: f64) -> Seen {
+        let Queue {
+            messages,
+            publish,
+            deliver_get,
+        } = queue;
+        match self {
+            Self::QueueLength => messages.into(),
+            Self::MessageRate => Seen {
+                value: publish,
+                activity: publish.max(messages),
+            },
+            Self::DeliverGetRate => deliver_get.into(),
+            Self::ExpectedQueueConsumptionTime if messages == 0.0 => 0.0.into(),
+            // Nobody consumes: it is active, and yet asks for nothing.
+            Self::ExpectedQueueConsumptionTime if deliver_get == 0.0 => Seen {
+                value: activation,
+                activity: f64::INFINITY,
+            },
+            Self::ExpectedQueueConsumptionTime => ((publish - deliver_get + messages) / deliver_get).into(),
+        }
+    }
+}
 
 /// One ScaledObject with what it remembers.
 #[derive(Debug, Clone)]
@@ -98,7 +159,7 @@ impl Keda {
             .triggers
             .iter()
             .zip(readings)
-            .any(|(trigger, reading)| reading.is_some_and(|value| value > trigger.activation));
+            .any(|(trigger, reading)| reading.is_some_and(|seen| seen.activity > trigger.activation));
         if active {
             self.active_last = Some(now);
             let asleep = replicas == 0 || (self.spec.idle.is_some() && replicas < self.spec.min);
@@ -134,9 +195,9 @@ impl Keda {
         metrics
             .map(|((reading, trigger), failures)| {
                 let total = match reading {
-                    Some(value) => {
+                    Some(seen) => {
                         *failures = 0;
-                        value.max(0.0)
+                        seen.value.max(0.0)
                     }
                     None => {
                         *failures += 1;

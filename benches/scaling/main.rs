@@ -6,6 +6,7 @@ mod fleet;
 mod golden;
 mod hpa;
 mod keda;
+mod signals;
 mod sweeps;
 
 use serde_json::{Value, json};
@@ -50,6 +51,8 @@ fn figures(outcome: &Outcome) -> Value {
         "jobs": outcome.came,
         "answered": outcome.answered / outcome.came,
         "mean": outcome.latency_sum / outcome.answered.max(1.0),
+        "p50": outcome.quantile(0.5),
+        "p99": outcome.quantile(0.99),
         "max": outcome.latency_max,
         "in_time": outcome.in_time / outcome.came,
         "cost": outcome.paid / outcome.needed,

@@ -3,9 +3,10 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use super::fleet::{Broker, Load, Pod, Setup, Signal};
+use super::fleet::{Broker, Load, Pod, Setup};
 use super::hpa::{Behavior, Policy, Rules, Select};
-use super::keda::{Fallback, FallbackBehavior, Kind, Spec, Trigger};
+use super::keda::{Fallback, FallbackBehavior, Kind, Mode, Spec, Trigger};
+use super::signals::{SHARE, Signal};
 
 /// One line of a table.
 pub struct Run {
@@ -29,6 +30,7 @@ pub fn all(quick: bool) -> Vec<Run> {
         };
         let mut runs: Vec<Run> = values(cpu, name, &short()).collect();
         runs.extend(downs(cpu, name, &short()));
+        runs.extend(rates(cpu, name, &short()));
         runs.iter_mut().for_each(|run| run.seeds = 1..2);
         return runs;
     }
@@ -42,11 +44,15 @@ fn runs_of(device: &Device) -> Vec<Run> {
         runs.extend(ups(device, name, &load));
         runs.extend(downs(device, name, &load));
         runs.extend(numbers(device, name, &load));
+        runs.extend(rates(device, name, &load));
     }
+    let (name, load) = steady();
+    runs.extend(rates(device, name, &load));
     runs.extend(short_waits(device));
     runs.extend(heavier(device));
     runs.extend(from_zero(device));
     runs.extend(silence(device));
+    runs.extend(no_figures(device));
     runs.extend(thousands(device));
     runs
 }
@@ -110,6 +116,7 @@ impl Device {
                 jobs_max: f64::INFINITY,
                 refresh: 5.0,
                 away: None,
+                silent: false,
             },
             load: load.clone(),
             accepted: self.accepted,
@@ -173,6 +180,11 @@ fn wave() -> (&'static str, Load) {
     let points = (0..=200).map(|index| f64::from(index) / 200.0);
     let points = points.map(|share| (share * SECONDS, 11.0 - 9.0 * (std::f64::consts::TAU * share).cos()));
     ("wave", line(SECONDS, points.collect()))
+}
+
+/// Two hours of the same, which one replica cannot do: 120 jobs/s where it does 46.
+fn steady() -> (&'static str, Load) {
+    ("steady", line(7200.0, vec![(0.0, 2.6)]))
 }
 
 /// Twenty minutes of one replica's work within half a minute, at odd times.
@@ -280,6 +292,43 @@ fn short_waits(device: &Device) -> Vec<Run> {
     runs.into()
 }
 
+/// What a fleet follows while it keeps up, when the queue is as good as empty.
+fn rates(device: &Device, name: &'static str, load: &Load) -> Vec<Run> {
+    let runs = RATES.map(|(setting, signals)| {
+        device.run((name, load), "rate", setting, |setup| {
+            read(device, setup, signals);
+        })
+    });
+    runs.into()
+}
+
+const PUBLISH: Signal = Signal::Mode(Mode::MessageRate);
+const DELIVER_GET: Signal = Signal::Mode(Mode::DeliverGetRate);
+const CONSUMPTION: Signal = Signal::Mode(Mode::ExpectedQueueConsumptionTime);
+
+const RATES: [(&str, &[Signal]); 11] = [
+    ("messages", &[Signal::Messages]),
+    ("messages that are ready (amqp)", &[Signal::Ready]),
+    ("messages and MessageRate", &[Signal::Messages, PUBLISH]),
+    (
+        "messages and a MessageRate that flaps",
+        &[Signal::Messages, Signal::FlappingRate],
+    ),
+    ("messages and rows settled", &[Signal::Messages, Signal::SettledRate]),
+    (
+        "messages that are ready (amqp) and rows settled",
+        &[Signal::Ready, Signal::SettledRate],
+    ),
+    (
+        "seconds of work and rows settled",
+        &[Signal::Seconds, Signal::SettledRate],
+    ),
+    ("MessageRate alone", &[PUBLISH]),
+    ("DeliverGetRate alone", &[DELIVER_GET]),
+    ("messages and DeliverGetRate", &[Signal::Messages, DELIVER_GET]),
+    ("ExpectedQueueConsumptionTime as Value", &[CONSUMPTION]),
+];
+
 const SIGNALS: [(&str, &[Signal]); 4] = [
     ("messages", &[Signal::Messages]),
     ("messages that are ready (amqp)", &[Signal::Ready]),
@@ -288,11 +337,20 @@ const SIGNALS: [(&str, &[Signal]); 4] = [
 ];
 
 fn read(device: &Device, setup: &mut Setup, signals: &[Signal]) {
-    let target = |signal: &Signal| match signal {
-        Signal::Messages | Signal::Ready => device.value(HALF),
-        Signal::Seconds => HALF * device.accepted,
+    let trigger = |signal: &Signal| match signal {
+        Signal::Messages | Signal::Ready | Signal::Mode(Mode::QueueLength) => average(device.value(HALF)),
+        Signal::FlappingRate | Signal::Mode(Mode::MessageRate | Mode::DeliverGetRate) => {
+            average(SHARE * device.pod.rate(1.0))
+        }
+        // Of the fleet that there is, so that it needs no figure of one replica.
+        Signal::Mode(Mode::ExpectedQueueConsumptionTime) => Trigger {
+            kind: Kind::Value,
+            ..average(HALF * device.accepted)
+        },
+        Signal::Seconds => average(HALF * device.accepted),
+        Signal::SettledRate => average(1.0),
     };
-    setup.scaling.triggers = signals.iter().map(|signal| average(target(signal))).collect();
+    setup.scaling.triggers = signals.iter().map(trigger).collect();
     setup.signals = signals.to_vec();
 }
 
@@ -390,6 +448,31 @@ fn silence(device: &Device) -> Vec<Run> {
         }));
     }
     runs
+}
+
+/// The management API answers, and has no figure in its answers.
+fn no_figures(device: &Device) -> Vec<Run> {
+    let (name, load) = step("step", 2.0, 20.0);
+    let followed: [(&str, &[Signal]); 5] = [
+        ("messages", &[Signal::Messages]),
+        ("messages and MessageRate", &[Signal::Messages, PUBLISH]),
+        ("messages that are ready (amqp)", &[Signal::Ready]),
+        (
+            "messages that are ready (amqp) and rows settled",
+            &[Signal::Ready, Signal::SettledRate],
+        ),
+        (
+            "seconds of work and rows settled",
+            &[Signal::Seconds, Signal::SettledRate],
+        ),
+    ];
+    let runs = followed.map(|(setting, signals)| {
+        device.run((name, &load), "no figures", setting, |setup| {
+            setup.broker.silent = true;
+            read(device, setup, signals);
+        })
+    });
+    runs.into()
 }
 
 fn thousands(device: &Device) -> Vec<Run> {

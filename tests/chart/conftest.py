@@ -104,6 +104,12 @@ def one(documents: list[dict], kind: str) -> dict:
     return found[0]
 
 
+def trigger_of(scaled_object: dict, name: str) -> dict:
+    """The trigger of this name."""
+    (found,) = [trigger for trigger in scaled_object["spec"]["triggers"] if trigger["name"] == name]
+    return found
+
+
 @pytest.fixture(params=EXAMPLES, ids=NAMES)
 def example(request) -> dict:
     return yaml.safe_load(request.param.read_text())

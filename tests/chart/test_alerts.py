@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import yaml
 
-from conftest import CHART, LEAST, NAMESPACE, merged, of_kind, one, render
+from conftest import CHART, LEAST, NAMESPACE, merged, of_kind, one, render, trigger_of
 
 WATCHED = merged(LEAST, {"metrics": {"prometheusRule": {"enabled": True}, "dashboards": {"enabled": True}}})
 # A dot in the prefix stands for itself alone.
@@ -115,7 +115,7 @@ def test_the_query_for_seconds_of_work_has_an_answer_where_workers_are_scraped(s
     seconds = {"enabled": True, "serverAddress": "http://prometheus:9090"}
     scaling = {"mode": "keda", "keda": {"jobs": {"enabled": False}, "seconds": seconds}}
     scaled = one(render(merged(LEAST, {"poolDefaults": {"autoscaling": scaling}}), release="prod"), "ScaledObject")
-    [trigger] = scaled["spec"]["triggers"]
+    trigger = trigger_of(scaled, "seconds")
     given = []
     for about, value in series.items():
         kind, model, pool = about.split()
@@ -132,6 +132,100 @@ def test_the_query_for_seconds_of_work_has_an_answer_where_workers_are_scraped(s
     assert (trigger["type"], trigger["metadata"]["threshold"]) == ("prometheus", "10")
 
 
+RATES = {
+    "mode": "keda",
+    "keda": {
+        "jobs": {"protocol": "amqp"},
+        "rate": {"enabled": True, "source": "broker", "perReplica": 35},
+        "seconds": {"enabled": True, "serverAddress": "http://p"},
+    },
+}
+
+
+def asked(name: str, series: dict[str, str], answer: float | None, folder) -> subprocess.CompletedProcess:
+    """Asks what the trigger of this name asks, four minutes after the series began."""
+    values = merged(LEAST, {"poolDefaults": {"autoscaling": RATES}, "pools": {"default": {"models": ["a", "b.c"]}}})
+    trigger = trigger_of(one(render(values, release="prod"), "ScaledObject"), name)
+    samples = [] if answer is None else [{"labels": "{}", "value": answer}]
+    expected = {"expr": f"round({trigger['metadata']['query']}, 0.001)", "eval_time": "4m", "exp_samples": samples}
+    given = [{"series": series, "values": values} for series, values in series.items()]
+    test = {"interval": "15s", "input_series": given, "promql_expr_test": [expected]}
+    (folder / "test.yaml").write_text(yaml.safe_dump({"tests": [test]}))
+    return subprocess.run(["promtool", "test", "rules", folder / "test.yaml"], capture_output=True, text=True)
+
+
+def workers(**figures: tuple[str, str, str]) -> dict[str, str]:
+    """Series of workers of the pool, by pod: rows settled in each 15 s, rows/s that it can do, and whether it only estimates that."""
+    series = {"inferq_backlog_jobs": 0, "inferq_rows_settled_total": 0, "inferq_capacity_rows_per_second": 1, "inferq_capacity_is_estimate": 2}
+    found = {}
+    for pod, of_pod in figures.items():
+        model = "b.c" if pod.endswith("2") else "a"
+        labels = f'{{namespace="{NAMESPACE}",pod="prod-inferq-default-5d9-{pod.rstrip("2")}",model="{model}"}}'
+        for name, column in series.items():
+            values = f"0+{of_pod[0]}x20" if name.endswith("total") else f"{of_pod[column]}x20"
+            if of_pod[column] != "":
+                found[name + labels] = values
+    return found
+
+
+@pytest.mark.parametrize(
+    "figures, answer",
+    [
+        # 60 and 30 rows/s over 60, over 0.75.
+        ({"x": ("900", "60", "0"), "y": ("450", "60", "0")}, 2),
+        # Of a worker that was saturated more is known than of one that never was.
+        ({"x": ("450", "40", "0"), "y": ("450", "4000", "1")}, 2),
+        ({"x": ("450", "40", "1"), "y": ("450", "40", "1")}, 2),
+        # Each model by what can be done of it: half a worker and a whole one.
+        ({"x": ("450", "60", "0"), "x2": ("15", "1", "0")}, 2),
+        # Nothing is known yet, or the workers are older than these metrics.
+        ({"x": ("450", "0", "1")}, 0),
+        ({"x": ("450", "", "")}, 0),
+        # Nobody is scraped.
+        ({}, None),
+    ],
+)
+def test_the_query_for_the_rate_of_the_workers_gives_how_many_are_needed(figures, answer, tmp_path):
+    said = asked("workers-rate", workers(**figures), answer, tmp_path)
+
+    assert said.returncode == 0, said.stderr
+
+
+PUBLISHED = {
+    'rabbitmq_detailed_queue_messages{vhost="/",queue="inferq.a"}': "7x20",
+    'rabbitmq_detailed_queue_messages_published_total{channel="1",queue_vhost="/",queue="inferq.a",exchange=""}': "0+300x20",
+    'rabbitmq_detailed_queue_messages_published_total{channel="2",queue_vhost="/",queue="inferq.b.c",exchange=""}': "0+150x20",
+    'rabbitmq_detailed_queue_messages_published_total{channel="2",queue_vhost="/",queue="inferq.bxc",exchange=""}': "0+600x20",
+    'rabbitmq_detailed_queue_messages_published_total{channel="2",queue_vhost="v",queue="inferq.a",exchange=""}': "0+600x20",
+}
+NEWER = {'rabbitmq_detailed_queue_exchange_messages_published_total{vhost="/",queue="inferq.a",exchange="inferq"}': "0+450x20"}
+
+
+@pytest.mark.parametrize(
+    "series, answer",
+    [(PUBLISHED, 30), ({**PUBLISHED, **NEWER}, 30), (dict([*PUBLISHED.items()][:1]), 0), ({}, None)],
+    ids=["by channel", "by queue", "nothing published", "not scraped"],
+)
+def test_the_query_for_published_jobs_knows_old_brokers_new_ones_and_no_other_queue(series, answer, tmp_path):
+    said = asked("rate", series, answer, tmp_path)
+
+    assert said.returncode == 0, said.stderr
+
+
+def test_a_scaler_that_sees_nothing_is_told_by_the_number_of_its_own_pool(tmp_path):
+    keda = {"autoscaling": {"mode": "keda", "keda": {"jobs": {"protocol": "amqp", "perReplica": 100}}}}
+    large = {"autoscaling": {"mode": "keda", "keda": {"jobs": {"protocol": "amqp", "perReplica": 2000}}}}
+    values = merged(OTHER_NAMES, {"pools": {"default": keda, "large": large, "fixed": {"models": ["digits"]}}})
+    series = {}
+    for pool in ("default", "large", "fixed"):
+        series[f'inferq_backlog_jobs{{namespace="n", pod="fraud-{pool}-5d9c-abcde", model="m"}}'] = "900x60"
+        series[f'keda_scaler_metrics_value{{exported_namespace="n", scaledObject="fraud-{pool}", metric="s0-rabbitmq-m"}}'] = "0x60"
+
+    found = fired(rules(values, "prod"), series, tmp_path)
+
+    assert found == {"InferqScalerSeesNothing fraud-default"}
+
+
 def test_the_other_rules_are_those_of_the_file():
     by_default, changed = rules(WATCHED, "prod"), rules(OTHER_NAMES, "prod")
 
@@ -142,7 +236,7 @@ def test_the_other_rules_are_those_of_the_file():
             assert {**ours, "expr": ""} == {**theirs, "expr": ""}
         return {ours.get("alert") for ours, theirs in rules if ours["expr"] != theirs["expr"]}
 
-    assert differing(by_default) == {"InferqScalerErrors", "InferqAtMostWorkers"}
+    assert differing(by_default) == {"InferqScalerErrors", "InferqScalerSeesNothing", "InferqAtMostWorkers"}
     assert differing(changed) == {"InferqNoConsumers", "InferqBrokerMetricsAbsent"} | differing(by_default)
 
 

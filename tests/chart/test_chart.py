@@ -17,7 +17,7 @@ import yaml
 
 from conftest import CHART, EXAMPLES, LEAST, NAMES, NAMESPACE, RELEASE, ROOT
 from keda import address, vhost_asked_for
-from conftest import at, manifests, merged, notes, of_kind, one, pod_of, refusal, render
+from conftest import at, manifests, merged, notes, of_kind, one, pod_of, refusal, render, trigger_of
 
 # The oldest that Chart.yaml allows, those in support, and the newest with schemas.
 KUBERNETES = ["1.29", "1.33", "1.34", "1.35", "1.36", "1.37"]
@@ -115,9 +115,9 @@ def test_the_parameters_of_each_trigger_are_known_to_keda(example):
 def authentication(values: dict, trigger: dict) -> list[dict]:
     if "authenticationRef" not in trigger:
         return []
-    found = one(render(values), "TriggerAuthentication")
-    assert found["metadata"]["name"] == trigger["authenticationRef"]["name"]
-    return found["spec"]["secretTargetRef"]
+    name = trigger["authenticationRef"]["name"]
+    (found,) = [made for made in of_kind(render(values), "TriggerAuthentication") if made["metadata"]["name"] == name]
+    return found["spec"].get("secretTargetRef", []) + found["spec"].get("configMapTargetRef", [])
 
 
 # --- Golden renders ---
@@ -275,9 +275,11 @@ def test_no_two_objects_have_one_name(example):
 def test_a_pool_may_have_any_name_without_taking_that_of_another_object():
     on = {"enabled": True}
     metrics = {"podMonitor": on, "prometheusRule": on, "dashboards": on}
-    everything = merged(KEDA, merged(scaled("keda"), {"metrics": metrics, "networkPolicy": on}))
+    over_amqp = {"models": ["digits"], "autoscaling": {"mode": "keda", "keda": {"jobs": {"protocol": "amqp"}}}}
+    other = {"pools": {"other": over_amqp}, "broker": {"tls": {"ca": {"existingSecret": "ca"}}}}
+    everything = merged(KEDA, merged(scaled("keda"), {"metrics": metrics, "networkPolicy": on, **other}))
     of_the_chart = {document["metadata"]["name"].removeprefix("prod-inferq").lstrip("-.") for document in render(everything)}
-    assert of_the_chart >= {"test", "test-0", "topology", "management", "dashboard-fleet"}
+    assert of_the_chart >= {"test", "test-0", "topology", "management", "dashboard-fleet", "amqp"}
 
     for name in of_the_chart - {"", "default"}:
         values = merged(everything, {"pools": {"default": None, name: {"models": ["digits"]}}})
@@ -423,6 +425,149 @@ def test_keda_sees_ready_and_unacked_jobs_of_every_model_as_one_number(models, a
         "value": "500", "activationValue": "0", **asked,
     }
     assert spec["fallback"] == {"failureThreshold": 3, "replicas": 1, "behavior": "currentReplicasIfHigher"}
+
+
+@pytest.mark.parametrize(
+    "models, asked",
+    [
+        (["digits"], {"queueName": "inferq.digits"}),
+        (["digits", "a.b"], {"queueName": r"(?-i)^inferq\.(digits|a\.b)$", "useRegex": "true", "operation": "sum", "pageSize": "2"}),
+    ],
+    ids=["one", "several"],
+)
+@pytest.mark.parametrize("each, value", [(35, "35"), (0.25, "0.25"), (40000, "40000")])
+def test_the_rate_is_what_is_published_to_every_queue_of_the_pool(models, asked, each, value):
+    rate = keda(rate={"enabled": True, "perReplica": each}, jobs={"activation": 7, "timeoutMs": 900})
+
+    scaled_object = one(render(merged(KEDA, merged(rate, pool(models=models)))), "ScaledObject")
+    jobs, trigger = trigger_of(scaled_object, "jobs"), trigger_of(scaled_object, "rate")
+
+    assert jobs["metadata"]["mode"] == "QueueLength" and trigger["metricType"] == "AverageValue"
+    assert trigger["authenticationRef"] == jobs["authenticationRef"]
+    assert trigger["metadata"] == {
+        "protocol": "http", "mode": "MessageRate", "host": "http://rabbitmq:15672/%2F", "value": value, "activationValue": "7",
+        "timeout": "900", **asked,
+    }
+
+
+@pytest.mark.parametrize("vhost", ["/", "team/a", "a b", "ä", "a+b", "a%2fb", "100%", "a?b#c"])
+def test_the_rate_is_read_in_any_virtual_host(vhost):
+    values = merged(keda(rate={"enabled": True, "perReplica": 1}), at("broker.vhost", vhost))
+
+    asked = trigger_of(one(render(merged(KEDA, values)), "ScaledObject"), "rate")["metadata"]
+
+    assert "vhostName" not in asked and vhost_asked_for(asked) == vhost
+
+
+def test_over_amqp_each_model_has_a_trigger_at_the_address_and_login_of_the_workers():
+    values = merged(LEAST, merged(keda(jobs={"protocol": "amqp", "perReplica": 300}), pool(models=["digits", "a.b"])))
+
+    objects = render(values)
+
+    triggers = one(objects, "ScaledObject")["spec"]["triggers"]
+    assert [trigger["metadata"] for trigger in triggers] == [
+        {"protocol": "amqp", "mode": "QueueLength", "queueName": queue, "value": "300", "activationValue": "0"}
+        for queue in ("inferq.digits", "inferq.a.b")
+    ]
+    assert len({trigger["name"] for trigger in triggers}) == 2
+    assert {trigger["authenticationRef"]["name"] for trigger in triggers} == {"prod-inferq-amqp"}
+    login = one(objects, "TriggerAuthentication")
+    assert login["metadata"]["name"] == "prod-inferq-amqp"
+    assert login["spec"] == {"secretTargetRef": [{"parameter": "host", "name": "inferq-broker", "key": "uri"}]}
+    assert "over AMQP, a connection and a trigger each" in notes(values)
+
+
+@pytest.mark.parametrize(
+    "broker, host, parameters",
+    [
+        ({"login": "password", "host": "r"}, "amqp://r:5672/%2F", ["username", "password"]),
+        ({"login": "password", "host": "r", "port": 1, "vhost": "a b/c"}, "amqp://r:1/a%20b%2Fc", ["username", "password"]),
+        (
+            {"login": "password", "host": "r", "tls": {"enabled": True, "ca": {"existingSecret": "ca"}}},
+            "amqps://r:5671/%2F", ["username", "password", "ca", "tls"],
+        ),
+        (
+            {"existingSecret": "", "login": "certificate", "host": "r", "tls": {"enabled": True, "clientCertificate": {"existingSecret": "c"}}},
+            "amqps://r:5671/%2F", ["cert", "key", "tls"],
+        ),
+        ({"tls": {"ca": {"existingConfigMap": "ca"}}}, None, ["host", "tls", "ca"]),
+    ],
+)
+def test_over_amqp_keda_logs_in_as_the_workers_do(broker, host, parameters):
+    values = merged(LEAST, merged({"broker": broker}, keda(jobs={"protocol": "amqp"})))
+
+    objects = render(values)
+
+    trigger = trigger_of(one(objects, "ScaledObject"), "jobs")
+    assert trigger["metadata"].get("host") == host
+    given = authentication(values, trigger)
+    assert [entry["parameter"] for entry in given] == parameters
+    for entry in given:
+        if entry["parameter"] == "tls":
+            (settings,) = [made for made in of_kind(objects, "ConfigMap") if made["metadata"]["name"] == entry["name"]]
+            assert settings["data"] == {entry["key"]: "enable"}
+
+
+def test_an_existing_login_for_amqp_is_not_taken_for_the_management_api():
+    existing = {"existing": "mine", "kind": "ClusterTriggerAuthentication"}
+    rate = {"enabled": True, "perReplica": 35, "source": "management"}
+
+    objects = render(merged(KEDA, keda(jobs={"protocol": "amqp"}, rate=rate, triggerAuthentication=existing)))
+
+    scaled_object = one(objects, "ScaledObject")
+    assert trigger_of(scaled_object, "jobs")["authenticationRef"] == {"name": "mine", "kind": "ClusterTriggerAuthentication"}
+    assert trigger_of(scaled_object, "rate")["authenticationRef"] == {"name": "prod-inferq-management"}
+    assert one(objects, "TriggerAuthentication")["metadata"]["name"] == "prod-inferq-management"
+
+
+PROMETHEUS = {"serverAddress": "http://p", "authenticationRef": {"name": "prometheus"}}
+
+
+@pytest.mark.parametrize(
+    "values, names",
+    [
+        ({}, ["jobs"]),
+        ({"rate": {"enabled": True, "perReplica": 35}}, ["jobs", "rate"]),
+        ({"seconds": {"enabled": True, **PROMETHEUS}}, ["jobs", "workers-rate", "seconds"]),
+        ({"rate": {"enabled": True, "perReplica": 35}, "seconds": {"enabled": True, **PROMETHEUS}}, ["jobs", "rate", "workers-rate", "seconds"]),
+        ({"rate": {"enabled": True, "source": "workers"}, "seconds": PROMETHEUS}, ["jobs", "workers-rate"]),
+        ({"rate": {"enabled": True, "source": "workers"}, "seconds": {"enabled": True, **PROMETHEUS}}, ["jobs", "workers-rate", "seconds"]),
+        ({"rate": {"enabled": True, "source": "broker", "perReplica": 35}, "seconds": PROMETHEUS}, ["jobs", "rate"]),
+        ({"jobs": {"protocol": "amqp"}, "rate": {"enabled": True}, "seconds": PROMETHEUS}, ["jobs", "workers-rate"]),
+        # Whoever asks for seconds in words of his own may have workers of any name.
+        ({"seconds": {"enabled": True, "query": "mine", **PROMETHEUS}}, ["jobs", "seconds"]),
+    ],
+)
+def test_the_rate_comes_from_where_it_is_known(values, names):
+    objects = render(merged(KEDA, keda(**values)))
+
+    triggers = one(objects, "ScaledObject")["spec"]["triggers"]
+    assert [trigger["name"] for trigger in triggers] == names
+    for trigger in triggers:
+        if trigger["type"] == "prometheus":
+            assert trigger["authenticationRef"] == PROMETHEUS["authenticationRef"]
+            assert trigger["metadata"]["serverAddress"] == "http://p" and trigger["metricType"] == "AverageValue"
+    steady = "scales on what waits alone" in notes(merged(KEDA, keda(**values)))
+    assert steady == (not {"rate", "workers-rate"} & set(names))
+
+
+@pytest.mark.parametrize("source, threshold", [("workers", "1"), ("broker", "35")])
+def test_another_query_for_the_rate_takes_the_place_of_the_charts(source, threshold):
+    values = keda(rate={"enabled": True, "source": source, "perReplica": 35, "query": "mine"}, seconds={"serverAddress": "http://p"})
+
+    trigger = one(render(merged(KEDA, values)), "ScaledObject")["spec"]["triggers"][-1]
+
+    assert (trigger["metadata"]["query"], trigger["metadata"]["threshold"]) == ("mine", threshold)
+
+
+@pytest.mark.parametrize("interval, window", [("5s", "60s"), ("15s", "60s"), ("30s", "120s"), ("2m", "480s"), (None, "150s")])
+def test_a_rate_looks_back_over_four_scrapes_or_a_minute(interval, window):
+    monitor = at("metrics.podMonitor", {"enabled": True, "interval": interval, "scrapeTimeout": "1s"} if interval else {})
+    values = merged(monitor, keda(seconds={"enabled": True, "serverAddress": "http://p"}))
+
+    query = trigger_of(one(render(merged(KEDA, values)), "ScaledObject"), "workers-rate")["metadata"]["query"]
+
+    assert f"[{window}]" in query
 
 
 @pytest.mark.parametrize("uri, host", [("", None), ("http://rabbitmq:15672/", "http://rabbitmq:15672/%2F")])
@@ -711,6 +856,22 @@ CONTRADICTIONS = [
         "has 47 characters; Kubernetes cuts the names of its pods from 47 on",
     ),
     (keda(seconds={"enabled": True}), "seconds.serverAddress: is not set, but seconds.enabled is"),
+    (keda(rate={"enabled": True}), "rate.perReplica: is not set, but rate.enabled is"),
+    (keda(rate={"enabled": True, "source": "broker"}, seconds={"serverAddress": "http://p"}), "rate.perReplica: is not set, but rate.enabled is"),
+    (keda(rate={"enabled": True, "source": "workers"}), "rate.source: is workers, which is read in Prometheus, but"),
+    (keda(rate={"enabled": True, "source": "broker", "perReplica": 35}), "rate.source: is broker, which is read in Prometheus, but"),
+    (keda(jobs={"protocol": "amqp"}, rate={"enabled": True, "perReplica": 35}), "RabbitMQ tells how much waits and not how much comes"),
+    (keda(rate={"query": "mine"}), "rate.query: is set, but no rate is read in Prometheus"),
+    (keda(rate={"query": "mine", "enabled": True, "perReplica": 35}), "rate.query: is set, but no rate is read in Prometheus"),
+    (keda(jobs={"protocol": "amqp", "timeoutMs": 900}), "jobs.timeoutMs: is set, but jobs.protocol is amqp"),
+    (
+        merged(keda(rate={"enabled": True, "source": "workers"}, seconds={"serverAddress": "http://p"}), at("fullnameOverride", "a" * 39)),
+        "autoscaling.keda.rate: the pool's name",
+    ),
+    (
+        merged(keda(jobs={"protocol": "amqp"}, rate={"enabled": True, "perReplica": 1, "source": "management"}), at("broker.management.uri", "")),
+        "is keda, but broker.management.uri is not set",
+    ),
     (
         scaled("keda", minReplicas=0, keda={"jobs": {"enabled": False}, "seconds": {"enabled": True, "serverAddress": "http://p"}}),
         "minReplicas: is 0, but keda.jobs is off",
@@ -851,6 +1012,10 @@ SCHEMA_FAULTS = [
     at("pools.default.autoscaling.keda.jobs.perReplica", 0.5),
     at("pools.default.autoscaling.keda.jobs.activation", 1.5),
     at("pools.default.autoscaling.keda.protocol", "amqp"),
+    at("pools.default.autoscaling.keda.jobs.protocol", "auto"),
+    at("pools.default.autoscaling.keda.rate.perReplica", 0),
+    at("pools.default.autoscaling.keda.rate.source", "prometheus"),
+    at("pools.default.autoscaling.keda.rate.value", 35),
     at("pools.default.autoscaling.behavior.scaleUp.policies", []),
     at("pools.default.modelRepository.source", "s3"),
     at("pools.default.resources.limits", {"memory": "2 GB"}),
@@ -983,6 +1148,8 @@ def test_a_comment_that_goes_on_with_a_flag_is_one_meaning():
         (pool(drainTimeoutSeconds=900), "the cluster autoscaler gives pods 600 s"),
         (merged(scaled("keda"), at("pools.b", {"models": ["b", "digits"], "autoscaling": {"mode": "keda"}})), "both scale on the jobs of digits"),
         (keda(seconds={"enabled": True, "serverAddress": "http://p"}), "this release has no PodMonitor"),
+        (keda(rate={"enabled": True, "source": "workers"}, seconds={"serverAddress": "http://p"}), "scales on inferq_rows_settled_total, and"),
+        (scaled("keda", minReplicas=0, keda={"jobs": {"protocol": "amqp"}}), "single job for longer than cooldownPeriod, 300 s"),
     ],
 )
 def test_the_notes_warn_of_what_is_allowed_and_unwise(values, warning):

@@ -4,6 +4,7 @@ No kubelet is at hand, so this file does the little of one that matters: environ
 objects, and what would be mounted at a path lies under a folder in the place of that path.
 """
 
+import base64
 import json
 import os
 import re
@@ -14,14 +15,14 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 import pika
 import pytest
 import yaml
 
 from keda import address
-from conftest import CHART, LEAST, ROOT, merged, of_kind, one, pod_of, render
+from conftest import CHART, LEAST, ROOT, merged, of_kind, one, pod_of, render, trigger_of
 
 INFERQ = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug" / "inferq"
 LIBRARY = ROOT / ".deps" / "onnxruntime" / "libonnxruntime.so"
@@ -320,6 +321,48 @@ def test_what_keda_would_ask_is_asked_of_the_right_virtual_host(broker, vhost):
         for _ in range(3):
             channel.basic_publish("", "inferq.digits", b"", mandatory=True)
         wait_until(lambda: keda_asks(broker, trigger["metadata"]) == 3, "the jobs of this virtual host were never counted")
+
+
+def rate_asked(broker: dict, metadata: dict[str, str]) -> float:
+    """The jobs/s that KEDA hands to the HPA in its mode MessageRate, at a `host` that ends in the virtual host."""
+    base, vhost = metadata["host"].rsplit("/", 1)
+    queues, url = quote_plus(metadata["queueName"]), f"{base}/api/queues/{vhost}"
+    pattern = metadata.get("useRegex") == "true"
+    url += f"?page=1&use_regex=true&pagination=false&name={queues}&page_size={metadata['pageSize']}" if pattern else f"/{queues}"
+    user, password = broker["uri"].split("//")[1].split("@")[0].split(":")
+    login = base64.b64encode(f"{user}:{password}".encode()).decode()
+    request = urllib.request.Request(url, headers={"Authorization": f"Basic {login}"})
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        found = json.load(answer)
+    of_queues = [queue.get("message_stats", {}) for queue in (found["items"] if pattern else [found])]
+    return sum(stats.get("publish_details", {}).get("rate", 0) for stats in of_queues)
+
+
+def test_the_rate_that_keda_would_ask_for_is_that_of_every_model_of_a_pool(broker):
+    management = {"uri": f"http://127.0.0.1:{broker['management_port']}", "existingSecret": "m"}
+    scaled = {"autoscaling": {"mode": "keda", "keda": {"rate": {"enabled": True, "perReplica": 35}}}}
+    pools = {"default": {"models": ["digits"], **scaled}, "other": {"models": ["dense"], **scaled}, "two": {"models": ["digits", "a.b"], **scaled}}
+    values = {"broker": {"existingSecret": "b", "management": management}, "topology": {"prefix": "pace"}, "pools": pools}
+    found = of_kind(render(values), "ScaledObject")
+    of_one, of_other, of_two = [trigger_of(scaled_object, "rate")["metadata"] for scaled_object in found]
+    environment = {"INFERQ_BROKER__URI": broker["uri"], "INFERQ_TOPOLOGY__PREFIX": "pace"}
+    subprocess.run([INFERQ, "topology", "apply", "digits", "dense", "a.b"], check=True, env=environment, stdout=subprocess.DEVNULL)
+
+    with pika.BlockingConnection(pika.URLParameters(broker["uri"])) as connection:
+        channel = connection.channel()
+
+        def rates() -> tuple[float, float]:
+            """After a job for digits and nine for the model beside it."""
+            for model, jobs in {"digits": 1, "a.b": 9}.items():
+                for _ in range(jobs):
+                    channel.basic_publish("pace", model, b"")
+            return rate_asked(broker, of_one), rate_asked(broker, of_two)
+
+        # The broker renews its numbers every 5 s, for each queue by itself.
+        wait_until(lambda: 0 < 5 * (pair := rates())[0] < pair[1], "the broker never told the rates")
+        quiet = rate_asked(broker, of_other)
+
+    assert quiet == 0
 
 
 HARD = [

@@ -449,6 +449,8 @@ async fn the_capacity_is_where_the_backlog_begins_to_grow_and_settings_follow_fr
         ((jobs_per_second * 50.0) as u64).max(256),
         "{report:#}"
     );
+    let carried = number(&advice["rate_value"]) / jobs_per_second;
+    assert!((0.74..=0.75).contains(&carried), "{report:#}");
     assert_accounted(&report);
 }
 

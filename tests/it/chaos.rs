@@ -100,7 +100,7 @@ struct Toll {
 
 impl Chaos {
     async fn start() -> Self {
-        let mut broker = Broker::durable();
+        let mut broker = Broker::durable_without_figures();
         let scene = Scene::at(broker.uri());
         let reply_queues: Vec<String> = (0..SIZES.queues)
             .map(|n| scene.queue(&format!("replies-{n}")))

@@ -14,8 +14,9 @@ use crate::support::management::Management;
 use crate::support::{Broker, Job, PATIENCE, Producer, Reply, Request, Scene, Tensor, Worker, eventually};
 
 use hpa::{Behavior, Hpa, Policy, Rules, Scale, Select};
-use keda::{Keda, Kind, Spec, Trigger};
+use keda::{Keda, Kind, Seen, Spec, Trigger};
 
+mod figures;
 #[expect(dead_code, reason = "the bench shows the rest")]
 #[path = "../../benches/scaling/fleet.rs"]
 mod fleet;
@@ -25,6 +26,9 @@ mod golden;
 mod hpa;
 #[path = "../../benches/scaling/keda.rs"]
 mod keda;
+#[expect(dead_code, reason = "the bench shows the rest")]
+#[path = "../../benches/scaling/signals.rs"]
+mod signals;
 mod simulated;
 
 /// A simulated second.
@@ -48,7 +52,7 @@ async fn replicas_follow_the_backlog_up_and_down_and_every_job_is_answered_once(
     let broker = broker();
     let scene = Scene::at(broker.uri());
     scene.declare("slow").await;
-    let mut cluster = Cluster::new(&broker, &scene);
+    let mut cluster = Cluster::new(Protocol::Http(Management::of(&broker)), &scene);
     let mut producer = scene.producer().await;
 
     // A step, and others who always have a few jobs under way: too few for a second replica, enough for one.
@@ -107,7 +111,7 @@ async fn replicas_follow_the_backlog_up_and_down_and_every_job_is_answered_once(
     assert_eq!(answered, other_ids.into_iter().collect());
     // A job that had gone back to its queue would have waited twice.
     let jobs = usize::from(STEP + VISIT) + other_replies.len();
-    let delivered = cluster.deliveries(jobs).await;
+    let delivered = deliveries(&Management::of(&broker), &scene, jobs).await;
     assert_eq!(delivered, jobs as u64, "jobs went back to their queue");
     scene.nothing_is_left("slow").await;
 }
@@ -154,9 +158,15 @@ fn broker() -> Broker {
 
 // --- The cluster: simulated rules, real workers ---
 
+/// How KEDA asks for the queue: `keda.jobs.protocol` of the chart.
+enum Protocol {
+    Http(Management),
+    Amqp,
+}
+
 struct Cluster<'a> {
     scene: &'a Scene,
-    management: Management,
+    protocol: Protocol,
     keda: Keda,
     hpa: Hpa,
     now: Duration,
@@ -171,12 +181,12 @@ struct Cluster<'a> {
 }
 
 impl<'a> Cluster<'a> {
-    fn new(broker: &Broker, scene: &'a Scene) -> Self {
+    fn new(protocol: Protocol, scene: &'a Scene) -> Self {
         let keda = Keda::new(spec(), Duration::ZERO);
         let hpa = Hpa::new(keda.hpa());
         Self {
             scene,
-            management: Management::of(broker),
+            protocol,
             keda,
             hpa,
             now: Duration::ZERO,
@@ -208,24 +218,27 @@ impl<'a> Cluster<'a> {
         let seconds = self.now.as_secs();
         if seconds.is_multiple_of(spec().polling.as_secs()) {
             let messages = self.messages().await;
-            if let Some(replicas) = self.keda.poll(self.now, self.wanted, &[messages]) {
+            if let Some(replicas) = self.keda.poll(self.now, self.wanted, &[messages.map(Seen::from)]) {
                 self.become_many(replicas).await;
             }
         }
         if seconds.is_multiple_of(hpa::SYNC.as_secs()) {
             let messages = self.messages().await;
             let scale = self.scale();
-            let metrics = self.keda.metrics(scale, &[messages]);
+            let metrics = self.keda.metrics(scale, &[messages.map(Seen::from)]);
             if let Some(replicas) = self.hpa.sync(self.now, scale, &metrics) {
                 self.become_many(replicas).await;
             }
         }
     }
 
-    /// As KEDA's trigger reads it with `protocol: http`: ready and unacked.
+    /// As KEDA's trigger reads it: with `protocol: http` ready and unacked, with `amqp` ready alone.
     async fn messages(&self) -> Option<f64> {
-        let queue = self.management.queue(&self.scene.queue("slow")).await?;
-        queue.get("messages").and_then(Value::as_f64)
+        let queue = self.scene.queue("slow");
+        match &self.protocol {
+            Protocol::Http(management) => management.queue(&queue).await?.get("messages").and_then(Value::as_f64),
+            Protocol::Amqp => Some(self.scene.waiting(&queue).await.into()),
+        }
     }
 
     fn scale(&self) -> Scale {
@@ -273,17 +286,17 @@ impl<'a> Cluster<'a> {
             );
         }
     }
+}
 
-    /// How many deliveries of jobs the broker counted, once it has counted an ack for each of `jobs`.
-    async fn deliveries(&self, jobs: usize) -> u64 {
-        let queue = self.scene.queue("slow");
-        eventually("the broker to count all acks", || async {
-            let queue = self.management.queue(&queue).await?;
-            let count = |what: &str| queue.get("message_stats")?.get(what)?.as_u64();
-            (count("ack")? >= jobs as u64).then(|| count("deliver"))?
-        })
-        .await
-    }
+/// How many deliveries of jobs the broker counted, once it has counted an ack for each of `jobs`.
+async fn deliveries(management: &Management, scene: &Scene, jobs: usize) -> u64 {
+    let queue = scene.queue("slow");
+    eventually("the broker to count all acks", || async {
+        let queue = management.queue(&queue).await?;
+        let count = |what: &str| queue.get("message_stats")?.get(what)?.as_u64();
+        (count("ack")? >= jobs as u64).then(|| count("deliver"))?
+    })
+    .await
 }
 
 /// Windows are shorter than the chart's, so that the test is; the rules are the same.

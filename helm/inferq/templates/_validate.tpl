@@ -179,7 +179,7 @@
 {{- end }}
 {{- if eq $mode "keda" }}
 {{- include "inferq.validateKeda" . }}
-{{- include "inferq.validateKedaVhost" .root }}
+{{- if include "inferq.asksManagement" .pool }}{{- include "inferq.validateKedaVhost" .root }}{{- end }}
 {{- end }}
 {{- end }}
 
@@ -199,24 +199,27 @@
 {{- $values := .root.Values }}
 {{- $management := $values.broker.management }}
 {{- if not (or $keda.jobs.enabled $keda.seconds.enabled) }}
-{{- fail (printf "%s.autoscaling.keda: jobs and seconds are both off, so that there is nothing to scale on; enable one of them" .at) }}
+{{- fail (printf "%s.autoscaling.keda: jobs and seconds are both off, so that nothing follows what waits (a rate alone follows what comes); enable one of them" .at) }}
 {{- end }}
-{{- if and $keda.jobs.enabled (not (or $management.uri $management.uriKey $keda.triggerAuthentication.existing)) }}
-{{- fail (printf "%s.autoscaling.mode: is keda, but broker.management.uri is not set, by which KEDA sees the queues; set it, such as http://rabbitmq:15672 (over AMQP it would not see the jobs in hand, and end the worker with the last one)" .at) }}
+{{- include "inferq.validateRate" . }}
+{{- $asked := include "inferq.asksManagement" .pool }}
+{{- $existing := include "inferq.managementExisting" .pool }}
+{{- if and $asked (not (or $management.uri $management.uriKey $existing)) }}
+{{- fail (printf "%s.autoscaling.mode: is keda, but broker.management.uri is not set, by which KEDA sees the queues; set it, such as http://rabbitmq:15672, or keda.jobs.protocol to amqp, which sees no jobs in hand" .at) }}
 {{- end }}
-{{- if and $keda.jobs.enabled $management.uri (regexMatch "^[a-z]+://[^/]*@" $management.uri) }}
+{{- if and $asked $management.uri (regexMatch "^[a-z]+://[^/]*@" $management.uri) }}
 {{- fail "broker.management.uri: holds a login, which everybody could read in the ScaledObject; put it into a Secret, under broker.management.usernameKey and passwordKey, or the whole URI under uriKey" }}
 {{- end }}
-{{- if and $keda.jobs.enabled $management.uri $management.uriKey }}
+{{- if and $asked $management.uri $management.uriKey }}
 {{- fail "broker.management: uri and uriKey are both set; remove one of them" }}
 {{- end }}
-{{- if and $keda.jobs.enabled (eq $values.broker.login "uri") (not (or $management.existingSecret $management.uriKey $keda.triggerAuthentication.existing)) }}
+{{- if and $asked (eq $values.broker.login "uri") (not (or $management.existingSecret $management.uriKey $existing)) }}
 {{- fail (printf "broker.management.existingSecret: is not set, and with broker.login=uri broker.existingSecret holds no user and password apart, with which KEDA logs in; name a Secret with the keys `%s` and `%s` (it may be the same), or set broker.management.uriKey to a key with the whole URI of the management API" $management.usernameKey $management.passwordKey) }}
 {{- end }}
-{{- if and $keda.jobs.enabled (not $keda.triggerAuthentication.existing) (not (or $management.existingSecret $values.broker.existingSecret)) }}
+{{- if and $asked (not $existing) (not (or $management.existingSecret $values.broker.existingSecret)) }}
 {{- fail "broker.management.existingSecret: is not set, and there is no broker.existingSecret to take its place; name a Secret with the login at the management API" }}
 {{- end }}
-{{- if and $keda.jobs.enabled (or (gt (len .pool.models) 500) (gt (len (include "inferq.queuesPattern" . | urlquery)) 7500)) }}
+{{- if and $asked (or (gt (len .pool.models) 500) (gt (len (include "inferq.queuesPattern" . | urlquery)) 7500)) }}
 {{- fail (printf "%s.models: are %d, more than one question to RabbitMQ has room for (500 queues, and some 7500 characters); divide them among several pools" .at (len .pool.models)) }}
 {{- end }}
 {{- if and $keda.seconds.enabled (not $keda.seconds.serverAddress) }}
@@ -237,6 +240,32 @@
 {{- if or (lt (int64 $fallback) $least) (gt (int64 $fallback) (int64 .pool.autoscaling.maxReplicas)) }}
 {{- fail (printf "%s.autoscaling.keda.fallback.replicas: is %d, but minReplicas is %d and maxReplicas %d; choose a number between them" .at (int64 $fallback) $least (int64 .pool.autoscaling.maxReplicas)) }}
 {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The rate, and the protocol that may stand in its way. */}}
+{{- define "inferq.validateRate" -}}
+{{- $keda := .pool.autoscaling.keda }}
+{{- $source := include "inferq.rateSource" .pool }}
+{{- $amqp := include "inferq.overAmqp" .pool }}
+{{- if and $amqp (not (kindIs "invalid" $keda.jobs.timeoutMs)) }}
+{{- fail (printf "%s.autoscaling.keda.jobs.timeoutMs: is set, but jobs.protocol is amqp, for which KEDA has no timeout; remove it" .at) }}
+{{- end }}
+{{- if and $amqp (eq $source "workers") (not $keda.seconds.serverAddress) }}
+{{- fail (printf "%s.autoscaling.keda.rate.enabled: is set, but jobs.protocol is amqp, over which RabbitMQ tells how much waits and not how much comes; name a Prometheus in keda.seconds.serverAddress, which has the rate of the workers, or set rate.source to management if the management API of this broker has statistics" .at) }}
+{{- end }}
+{{- if and (has $source (list "broker" "workers")) (not $keda.seconds.serverAddress) }}
+{{- fail (printf "%s.autoscaling.keda.rate.source: is %s, which is read in Prometheus, but keda.seconds.serverAddress is not set; name it, such as http://prometheus.monitoring:9090" .at $source) }}
+{{- end }}
+{{- if and (has $source (list "broker" "management")) (kindIs "invalid" $keda.rate.perReplica) }}
+{{- fail (printf "%s.autoscaling.keda.rate.perReplica: is not set, but rate.enabled is; set the jobs/s that one worker is to carry, as `inferq bench --find-capacity` prints it" .at) }}
+{{- end }}
+{{- if and $keda.rate.query (not (has $source (list "broker" "workers"))) }}
+{{- fail (printf "%s.autoscaling.keda.rate.query: is set, but no rate is read in Prometheus; set rate.enabled, and rate.source to workers or broker, or remove it" .at) }}
+{{- end }}
+{{- $fullname := include "inferq.poolFullname" . }}
+{{- if and (eq $source "workers") (not $keda.rate.query) (gt (len $fullname) 46) }}
+{{- fail (printf "%s.autoscaling.keda.rate: the pool's name `%s` has %d characters; Kubernetes cuts the names of its pods from 47 on, and the query would not find them: shorten the release, the pool or fullnameOverride, or set rate.query" .at $fullname (len $fullname)) }}
 {{- end }}
 {{- end }}
 

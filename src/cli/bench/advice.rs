@@ -29,6 +29,8 @@ pub struct Advice {
     pub held_jobs_max: u16,
     /// Messages, ready and unacked, for each replica.
     pub autoscaling_value: u64,
+    /// Jobs a second that each replica is to carry: [`CARRIED`] of μ.
+    pub rate_value: f64,
     /// To finish what a worker may hold.
     pub drain_seconds: f64,
     pub drain_timeout_seconds: f64,
@@ -50,9 +52,22 @@ impl Advice {
             accepted_wait_seconds,
             held_jobs_max: grounds.prefetch,
             autoscaling_value: within_the_wait.max(u64::from(grounds.prefetch)),
+            rate_value: floored(CARRIED * replica_jobs_per_second),
             drain_seconds: f64::from(grounds.prefetch) / replica_jobs_per_second,
             drain_timeout_seconds: grounds.drain_timeout.as_secs_f64(),
         }
+    }
+
+    /// Values of the Helm chart, for `poolDefaults` or a pool.
+    pub fn chart_values(&self) -> String {
+        let Self {
+            autoscaling_value,
+            rate_value,
+            ..
+        } = self;
+        format!(
+            "autoscaling:\n  keda:\n    jobs: {{perReplica: {autoscaling_value}}}\n    rate: {{enabled: true, perReplica: {rate_value}}}\n"
+        )
     }
 
     /// Name, value and reason of each setting.
@@ -83,6 +98,14 @@ impl Advice {
                 ),
             ),
             (
+                "rate value",
+                format!("{} jobs/s a replica", self.rate_value),
+                format!(
+                    "{CARRIED} of the {mu:.1} jobs/s that one does; a second trigger, with mode MessageRate: a fleet that keeps up has \
+                     an empty queue, and on the queue alone it would shrink, fall behind, and grow again"
+                ),
+            ),
+            (
                 "replicas",
                 format!("peak jobs/s / {mu:.1}, rounded up"),
                 "fewer cannot keep up, however long the queue may get; that many are needed all the time if a new one takes \
@@ -97,6 +120,23 @@ impl Advice {
         ]
     }
 }
+
+/// Rounded down to three digits, so that it can be read, and never to 0.
+fn floored(jobs_per_second: f64) -> f64 {
+    if jobs_per_second <= 0.0 {
+        return 0.0;
+    }
+    let digits = 2 - jobs_per_second.log10().floor() as i32;
+    if digits <= 0 {
+        return jobs_per_second.floor();
+    }
+    let unit = 10_f64.powi(digits);
+    (jobs_per_second * unit).floor() / unit
+}
+
+/// Of what a replica does at most, what it is to carry: the rest is for arrivals that are uneven, and for the time until more
+/// replicas are there (`benches/README.md`, "Scaling").
+const CARRIED: f64 = 0.75;
 
 #[cfg(test)]
 mod tests {
@@ -128,8 +168,26 @@ mod tests {
     }
 
     #[test]
+    fn the_values_are_printed_as_the_chart_takes_them() {
+        let values = |jobs_per_second| Advice::of(&grounds(jobs_per_second, 10_000)).chart_values();
+
+        assert_eq!(
+            values(92.04),
+            "autoscaling:\n  keda:\n    jobs: {perReplica: 256}\n    rate: {enabled: true, perReplica: 34.5}\n"
+        );
+        assert!(values(2_000.0).contains("jobs: {perReplica: 5000}\n    rate: {enabled: true, perReplica: 750}"));
+    }
+
+    #[test]
+    fn the_rate_is_rounded_down_and_never_to_nothing() {
+        let rates = [40_000.9, 1_234.56, 99.99, 34.56, 1.0, 0.012_345].map(floored);
+
+        assert_eq!(rates, [40_000.0, 1_234.0, 99.9, 34.5, 1.0, 0.012_3]);
+    }
+
+    #[test]
     fn a_worker_too_slow_for_its_drain_timeout_is_given_more_time() {
-        let drain = |jobs_per_second| Advice::of(&grounds(jobs_per_second, 50)).lines()[2].2.clone();
+        let drain = |jobs_per_second| Advice::of(&grounds(jobs_per_second, 50)).lines()[3].2.clone();
 
         assert!(
             drain(2_000.0).ends_with("worker.drain_timeout_ms = 30000 suffices"),

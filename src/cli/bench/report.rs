@@ -462,5 +462,9 @@ impl Capacity {
         for (name, value, reason) in advice.lines() {
             let _ = writeln!(text, "{name}: {value}\n  {reason}");
         }
+        let _ = writeln!(text, "for the Helm chart, under poolDefaults or pools.<name>:");
+        for line in advice.chart_values().lines() {
+            let _ = writeln!(text, "  {line}");
+        }
     }
 }

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::fleet::{Broker, Load, Outcome, Pod, Setup, Signal, run};
-use super::keda::{Kind, Spec, Trigger};
+use super::fleet::{Broker, Load, Outcome, Pod, Setup, run};
+use super::keda::{Kind, Mode, Spec, Trigger};
+use super::signals::{SHARE, Signal};
 
 /// Seconds that a job may wait.
 const ACCEPTED: f64 = 60.0;
@@ -61,6 +62,59 @@ fn seconds_of_work_wake_nobody_and_messages_beside_them_do() {
     assert!(all_answered(&both), "{} of {}", both.answered, both.came);
 }
 
+#[test]
+fn a_rate_beside_the_queue_keeps_a_fleet_that_keeps_up() {
+    let rate = trigger(SHARE * Pod::CPU.rate(1.0));
+    let settled = trigger(1.0);
+    let alone = run(&steady(vec![]));
+    let kept = [
+        run(&steady(vec![(Signal::Mode(Mode::MessageRate), rate)])),
+        run(&steady(vec![(Signal::SettledRate, settled)])),
+    ];
+
+    assert!(alone.turns > 4, "the queue alone: {}", alone.turns);
+    for outcome in kept {
+        // It may be above what is needed once, after the backlog of its first minutes.
+        assert!(outcome.turns <= 1 && all_answered(&outcome), "{}", outcome.turns);
+        assert!(outcome.quantile(0.5) < 2.0, "{}", outcome.quantile(0.5));
+        assert!(4.0 * outcome.latency_sum < alone.latency_sum);
+        assert!(cost(&outcome) < 1.7, "{}", cost(&outcome));
+    }
+}
+
+#[test]
+fn a_broker_that_tells_nothing_leaves_a_fleet_as_it_is() {
+    let mut blind = steady(vec![(
+        Signal::Mode(Mode::MessageRate),
+        trigger(SHARE * Pod::CPU.rate(1.0)),
+    )]);
+    blind.broker.silent = true;
+    let mut over_amqp = blind.clone();
+    over_amqp.signals = vec![Signal::Ready, Signal::SettledRate];
+    over_amqp.scaling.triggers[1] = trigger(1.0);
+
+    let blind = run(&blind);
+    let over_amqp = run(&over_amqp);
+
+    assert_eq!(
+        (blind.turns, blind.replicas_max),
+        (0, 1),
+        "nothing asks for a second one"
+    );
+    assert!(over_amqp.replicas_max > 2 && all_answered(&over_amqp));
+}
+
+/// Two hours of 2.6 replicas' worth, with the queue's length and what else there is to follow.
+fn steady(beside: Vec<(Signal, Trigger)>) -> Setup {
+    let mut setup = ramp(0.5);
+    setup.load.seconds = 7200.0;
+    setup.load.points = vec![(0.0, 2.6)];
+    let (signals, triggers): (Vec<_>, Vec<_>) = beside.into_iter().unzip();
+    setup.signals.extend(signals);
+    setup.scaling.triggers.extend(triggers);
+    setup
+}
+
 /// From one replica's worth to ten and back, with so many times what one does in [`ACCEPTED`] as the target.
 fn ramp(times: f64) -> Setup {
     let pod = Pod::CPU;
@@ -82,6 +136,7 @@ fn ramp(times: f64) -> Setup {
             jobs_max: f64::INFINITY,
             refresh: 5.0,
             away: None,
+            silent: false,
         },
         load: Load {
             seconds: 3000.0,

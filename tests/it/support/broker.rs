@@ -85,11 +85,51 @@ impl Broker {
         }
     }
 
+    /// As [`Broker::durable`], with the management metrics switched off where the server knows how.
+    pub fn durable_without_figures() -> Self {
+        if !Self::may_have_no_figures() {
+            return Self::durable();
+        }
+        let place = folder();
+        let config = place.path().join("figures.conf");
+        std::fs::write(&config, NO_FIGURES).expect("a file");
+        let (child, ready) = launch(&["--dir", text(&place), "--config-file", path(&config)]);
+        Self {
+            ready,
+            child,
+            place: Some(place),
+            config: Some(config),
+        }
+    }
+
+    /// A broker for one test alone with these plug-ins, whose management API has no figures; nothing if the server is older
+    /// than 4.0 and always has them.
+    pub fn without_figures(plugins: &str) -> Option<Self> {
+        Self::may_have_no_figures().then(|| {
+            let place = folder();
+            let file = place.path().join("figures.conf");
+            std::fs::write(&file, NO_FIGURES).expect("a file");
+            Self::with_options(&["--plugins", plugins, "--config-file", path(&file)])
+        })
+    }
+
+    fn may_have_no_figures() -> bool {
+        Self::shared().major() >= 4
+    }
+
+    /// The first number of the server's version.
+    pub fn major(&self) -> u32 {
+        let version = self.ctl(&["version"]);
+        let major = version.trim().split('.').next().and_then(|major| major.parse().ok());
+        major.expect("a version")
+    }
+
     /// A node of a cluster that can be stopped and started again on the same data: the first, or one that joins it.
     pub fn node_of_cluster(epmd_port: u16, first: Option<&Self>) -> Self {
         let place = folder();
         let config = place.path().join("cluster.conf");
-        std::fs::write(&config, CLUSTER).expect("a file");
+        let figures = if Self::may_have_no_figures() { NO_FIGURES } else { "" };
+        std::fs::write(&config, format!("{CLUSTER}{figures}")).expect("a file");
         let epmd_port = epmd_port.to_string();
         let mut options = vec![
             "--dir",
@@ -272,6 +312,9 @@ fn path(file: &Path) -> &str {
 
 /// A node that hangs is taken for lost within ten seconds and not within 75, and one without a majority stops.
 const CLUSTER: &str = "net_ticktime = 8\ncluster_partition_handling = pause_minority\n";
+
+/// What will be the default of a later RabbitMQ: the management agent collects nothing.
+const NO_FIGURES: &str = "deprecated_features.permit.management_metrics_collection = false\n";
 
 fn launch(options: &[&str]) -> (Child, Ready) {
     let mut child = Command::new(root().join("scripts/broker"))

@@ -32,16 +32,28 @@ impl Management {
         self.get(&format!("/api/queues/%2f/{queue}")).await
     }
 
-    async fn get(&self, path: &str) -> Option<Value> {
-        let mut stream = TcpStream::connect(self.address).await.ok()?;
-        // HTTP 1.0, so that the body comes in one piece and ends with the connection.
-        let request = format!("GET {path} HTTP/1.0\r\nAuthorization: {}\r\n\r\n", self.authorization);
-        stream.write_all(request.as_bytes()).await.ok()?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await.ok()?;
-        let answer = String::from_utf8_lossy(&answer);
-        let (head, body) = answer.split_once("\r\n\r\n")?;
-        let found = head.split(' ').nth(1) == Some("200");
-        found.then(|| serde_json::from_str(body).ok())?
+    /// What the API says of the broker as a whole.
+    pub async fn overview(&self) -> Option<Value> {
+        self.get("/api/overview").await
     }
+
+    async fn get(&self, path: &str) -> Option<Value> {
+        let authorization = format!("Authorization: {}\r\n", self.authorization);
+        let body = get_text(self.address, path, &authorization).await?;
+        serde_json::from_str(&body).ok()
+    }
+}
+
+/// The body at `path`; nothing if nobody answers, or not with 200.
+pub async fn get_text(address: SocketAddr, path: &str, headers: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    // HTTP 1.0, so that the body comes in one piece and ends with the connection.
+    let request = format!("GET {path} HTTP/1.0\r\n{headers}\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.ok()?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let found = head.split(' ').nth(1) == Some("200");
+    found.then(|| body.to_owned())
 }
