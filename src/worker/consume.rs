@@ -247,29 +247,17 @@ impl Consume {
             watching,
         } = generation;
         let mut cancelling = None;
-        let mut aside = Aside::default();
-        // A job that went back to the broker and has not come again.
-        let mut returning = None;
+        let mut aside = Aside::new(self.bodies.clone());
         let ended = loop {
             let end = tokio::select! {
                 next = deliveries.next() => match next {
                     Ok(delivered) => {
                         self.take(delivered, &receipts, &mut aside).await;
-                        returning = None;
                         continue;
                     }
                     Err(error) => break Ended::Lost(error.to_string()),
                 },
-                turn = self.bodies.turn(aside.first_bytes().unwrap_or(0)), if !aside.is_empty() && returning.is_none() => {
-                    aside.give_back_first();
-                    returning = turn.map(|turn| (turn, Instant::now() + RETURN_MAX));
-                    continue;
-                }
-                // Another worker has it.
-                () = until(returning.as_ref().map(|(_, until)| *until)) => {
-                    returning = None;
-                    continue;
-                }
+                () = aside.give_back_next() => continue,
                 end = consumer.next() => end,
                 // Without it nothing would be acked, and the worker would sit on a full prefetch window.
                 settled = &mut settling => break Ended::Lost(match settled {
@@ -299,7 +287,6 @@ impl Consume {
             break Ended::Stopping;
         };
         aside.give_back_all();
-        drop(returning);
         drop(receipts);
         drop(watching);
         self.model.metrics.backlog.hide();
@@ -323,6 +310,7 @@ impl Consume {
     async fn take(&self, delivered: Delivered, receipts: &Receipts, aside: &mut Aside) {
         let Content { properties, body, room } = delivered.content;
         let receipt = receipts.receipt(delivered.tag);
+        aside.delivered();
         self.model.metrics.deliveries.inc();
         if delivered.redelivered {
             self.model.metrics.redelivered.inc();
@@ -370,18 +358,8 @@ impl Consume {
     }
 }
 
-async fn until(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment).await,
-        None => std::future::pending().await,
-    }
-}
-
 /// A consumer that lasted this long was good; the next failure is a new one.
 const STABLE: Duration = Duration::from_secs(10);
-
-/// How long a job that went back is waited for.
-const RETURN_MAX: Duration = Duration::from_secs(5);
 
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 

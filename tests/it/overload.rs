@@ -77,7 +77,7 @@ impl Sizes {
     fn here() -> Self {
         match number("INFERQ_TEST_BODY_MIB") {
             Some(body) => Self {
-                body: body as u64,
+                body,
                 limit: 1024,
                 models: 100,
                 jobs: number("INFERQ_TEST_BODY_JOBS").map_or(2_000, |jobs| jobs as usize),

@@ -38,7 +38,7 @@ use super::mutants::Mutant;
 use super::oracle::{AttemptNumber, Checked, ISOLATED_AFTER, Oracle};
 use super::schedule::{BODY_BYTES_MAX, Kind, ReplyTo, Setting};
 use crate::broker::backoff::Backoff;
-use crate::broker::bodies::{Account, Bodies};
+use crate::broker::bodies::{Account, Bodies, Claim};
 use crate::broker::topology::Names;
 use crate::model::batching::Batching;
 use crate::model::capacity::{Estimate, Fit};
@@ -51,6 +51,8 @@ pub struct Worker {
     metrics: Arc<Metrics>,
     bodies: Bodies,
     aside: Aside,
+    /// What a mutant does not give back.
+    kept: Vec<Claim>,
     served: Served,
     lane: Receiver<Job>,
     batcher: Batcher,
@@ -87,6 +89,7 @@ pub struct Died;
 impl Worker {
     pub fn new(setting: &Setting, metrics: &Arc<Metrics>, mutant: Option<Mutant>) -> Self {
         let engine = Arithmetic::new(false, mutant);
+        let bodies = Bodies::new(setting.memory_bytes, BODY_BYTES_MAX, 1);
         let lane = Arc::new(Lane {
             model: MODEL.into(),
             version: "1".to_owned(),
@@ -105,8 +108,9 @@ impl Worker {
         let (answers, _) = mpsc::channel(1);
         let (fatal, _) = mpsc::channel::<WorkerError>(1);
         Self {
-            bodies: Bodies::new(setting.memory_bytes, BODY_BYTES_MAX, 1),
-            aside: Aside::default(),
+            aside: Aside::new(bodies.clone()),
+            bodies,
+            kept: Vec::new(),
             served: Served {
                 name: MODEL.into(),
                 lanes: [(1, (lane.clone(), jobs))].into(),
@@ -136,15 +140,7 @@ impl Worker {
                 fatal: Fatal(fatal),
             },
             answers: VecDeque::new(),
-            plan: Plan {
-                author: Author {
-                    names: Names::new("inferq"),
-                    worker: "simulated".to_owned(),
-                },
-                unroutable: setting.unroutable,
-                uncounted: setting.classic,
-                metrics: metrics.reply.clone(),
-            },
+            plan: plan(setting, metrics),
             refusing: Refusing::new(UNAVAILABLE_MAX),
             consuming: None,
             publishing: None,
@@ -218,16 +214,10 @@ impl Worker {
                 }
                 continue;
             };
-            let limit = self.setting.memory_bytes;
-            if self.bodies.taken() > limit + limit / 2 {
-                return Err(format!(
-                    "I3: {} bytes are in hand, at a limit of {limit}",
-                    self.bodies.taken()
-                ));
-            }
+            in_bounds(&self.bodies)?;
             let claim = match self.mutant {
                 Some(Mutant::MemoryKept) => {
-                    std::mem::forget(claim);
+                    self.kept.push(claim);
                     None
                 }
                 _ => Some(claim),
@@ -248,15 +238,7 @@ impl Worker {
                 let now = world.moment.now;
                 world.oracle.attempts[number].deadline = Some(if ms >= 0 { now + ahead } else { now - ahead });
             }
-            let limits = Limits {
-                body_bytes_max: BODY_BYTES_MAX,
-                delivery_limit: if self.setting.classic {
-                    u64::MAX
-                } else {
-                    self.setting.delivery_limit
-                },
-            };
-            match decode_at(world.moment, delivery, &self.served, &limits) {
+            match decode_at(world.moment, delivery, &self.served, &limits(&self.setting)) {
                 Ok((job, lane)) => {
                     if lane.try_send(job).is_err() {
                         return Err("the lane of the simulated worker is too short".to_owned());
@@ -536,12 +518,8 @@ impl Worker {
 
     /// `Settler::run`, and `Consume::serve` where there is room for a job that was set aside.
     pub fn settle(&mut self, world: &mut World<'_>) -> Checked {
-        let has_room = self
-            .aside
-            .first_bytes()
-            .is_some_and(|bytes| self.bodies.has_room_for(bytes));
-        if has_room && !self.has(Mutant::AsideForgotten) {
-            self.aside.give_back_first();
+        if !self.has(Mutant::AsideForgotten) {
+            self.aside.give_back_if_room();
         }
         let Some((consuming, _, _, settler)) = &mut self.consuming else {
             return Ok(());
@@ -619,7 +597,7 @@ impl Worker {
         let idle = self.lane.is_empty() && !self.batcher.has_jobs() && self.running.is_none();
         consumed
             && idle
-            && self.aside.first_bytes().is_none()
+            && self.aside.is_empty()
             && self.answers.is_empty()
             && published
             && self.refusing.holds_nothing()
@@ -647,6 +625,38 @@ impl Worker {
         world.oracle.saw(Event::Drained);
         Ok(())
     }
+}
+
+fn plan(setting: &Setting, metrics: &Metrics) -> Plan {
+    Plan {
+        author: Author {
+            names: Names::new("inferq"),
+            worker: "simulated".to_owned(),
+        },
+        unroutable: setting.unroutable,
+        uncounted: setting.classic,
+        metrics: metrics.reply.clone(),
+    }
+}
+
+fn limits(setting: &Setting) -> Limits {
+    Limits {
+        body_bytes_max: BODY_BYTES_MAX,
+        delivery_limit: if setting.classic {
+            u64::MAX
+        } else {
+            setting.delivery_limit
+        },
+    }
+}
+
+/// README.md, "Capacity".
+fn in_bounds(bodies: &Bodies) -> Checked {
+    let (taken, limit) = (bodies.taken(), bodies.limit());
+    if taken > limit + limit / 2 {
+        return Err(format!("I3: bodies in hand take {taken} bytes, at a limit of {limit}"));
+    }
+    Ok(())
 }
 
 /// What runs take is drawn with the schedule: the clock of the machine has no place in it.
