@@ -26,6 +26,7 @@ use inferq::wire::reply::{ReplyMeta, ReplyOutput, encode_reply};
 use inferq::wire::request::{RequestEncoding, encode_request};
 use inferq::wire::tensor::{Datatype, Tensor};
 use inferq::wire::{Encoded, Encoding};
+use inferq::worker::backlog::PaceHandle;
 use inferq::worker::coalesce::Hurry;
 use inferq::worker::consume::Delivery;
 use inferq::worker::decode::{self, Lane, Limits, Served};
@@ -198,6 +199,7 @@ fn served(metrics: &Metrics) -> Served {
         default_version: 1,
         left_out: Vec::new(),
         metrics: metrics.model("dense").into(),
+        pace: PaceHandle::alone(),
         traces: None,
     }
 }

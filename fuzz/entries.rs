@@ -16,6 +16,7 @@ use inferq::wire::reply::decode_reply;
 use inferq::wire::reply_address;
 use inferq::wire::request::decode_request;
 use inferq::wire::tensor::Datatype;
+use inferq::worker::backlog::PaceHandle;
 use inferq::worker::coalesce::Hurry;
 use inferq::worker::consume::Delivery;
 use inferq::worker::decode::{Lane, Limits, Served, decode};
@@ -190,6 +191,7 @@ fn served(metrics: &Metrics) -> Served {
         default_version: 1,
         left_out: Vec::new(),
         metrics: metrics.model("pair").into(),
+        pace: PaceHandle::alone(),
         traces: None,
     }
 }

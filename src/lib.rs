@@ -31,6 +31,7 @@
 //! the broker closed the channel for), `src/worker/load.rs` (from files to engines), `src/worker/isolate.rs` (a job that came
 //! back, in a process of its own), `src/worker/watch.rs` (runs that take too long), `src/worker/turns.rs` (which model
 //! runs next), `src/worker/prefetch.rs` (how much is taken ahead), `src/worker/backlog.rs` (how much waits),
+//! `src/worker/pace.rs` (how fast the worker is, and so how long that takes),
 //! `src/worker/coalesce.rs` (fewer wake-ups under load).
 //!
 //! For tests only: `src/worker/simulation/`, which runs these rules against a model broker in schedules drawn from seeds.

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use prometheus::{
     Counter, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
+use tokio::time::Instant;
 
 /// The registry and what is shared by all models.
 pub struct Metrics {
@@ -66,6 +68,7 @@ struct Arrivals {
 struct Endings {
     dead_letters: IntCounterVec,
     unroutable: IntCounterVec,
+    rows_settled: IntCounterVec,
 }
 
 /// What is taken ahead, and what is not taken yet.
@@ -76,6 +79,8 @@ struct Waiting {
     set_aside: IntCounterVec,
     backlog_jobs: IntGaugeVec,
     backlog_seconds: GaugeVec,
+    capacity: GaugeVec,
+    capacity_is_estimate: IntGaugeVec,
 }
 
 /// One model, whatever version answers.
@@ -92,6 +97,7 @@ pub struct ModelMetrics {
     pub prefetch: PrefetchMetrics,
     /// Jobs whose bodies found no room.
     pub set_aside: IntCounter,
+    pub settled: SettledMetrics,
     pub backlog: BacklogMetrics,
     jobs: [(Status, IntCounter); Status::ALL.len()],
     job_seconds: Histogram,
@@ -156,26 +162,89 @@ impl PrefetchMetrics {
     }
 }
 
-/// What waits for a model. Its series are there while it is known.
+/// Jobs whose delivery was settled after an answer: how many, and when the last one was.
+pub struct SettledMetrics {
+    rows: IntCounter,
+    jobs: AtomicU64,
+    /// Nanoseconds from `began` to the last one, and 1; 0 before the first.
+    last: AtomicU64,
+    began: Instant,
+}
+
+/// What [`SettledMetrics`] has counted by some moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SettledSoFar {
+    pub jobs: u64,
+    pub rows: u64,
+    pub last: Option<Instant>,
+}
+
+impl SettledMetrics {
+    fn new(rows: IntCounter) -> Self {
+        Self {
+            rows,
+            jobs: AtomicU64::new(0),
+            last: AtomicU64::new(0),
+            began: Instant::now(),
+        }
+    }
+
+    /// Counts a job of so many rows.
+    pub fn add(&self, rows: usize, at: Instant) {
+        let nanos = at.saturating_duration_since(self.began).as_nanos();
+        self.last
+            .fetch_max(u64::try_from(nanos).unwrap_or(u64::MAX - 1) + 1, Ordering::Relaxed);
+        self.jobs.fetch_add(1, Ordering::Relaxed);
+        self.rows.inc_by(rows as u64);
+    }
+
+    pub fn so_far(&self) -> SettledSoFar {
+        let last = self.last.load(Ordering::Relaxed).checked_sub(1);
+        SettledSoFar {
+            jobs: self.jobs.load(Ordering::Relaxed),
+            rows: self.rows.get(),
+            last: last.map(|nanos| self.began + Duration::from_nanos(nanos)),
+        }
+    }
+}
+
+/// What waits for a model, and how fast the worker is with it. Its series are there while they are known.
 #[derive(Clone)]
 pub struct BacklogMetrics {
     model: Arc<str>,
     jobs: IntGaugeVec,
     seconds: GaugeVec,
+    capacity: GaugeVec,
+    is_estimate: IntGaugeVec,
 }
 
 impl BacklogMetrics {
-    pub fn show(&self, jobs: i64, seconds: Option<f64>) {
+    pub fn show_jobs(&self, jobs: u64) {
+        let jobs = i64::try_from(jobs).unwrap_or(i64::MAX);
         self.jobs.with_label_values(&[&*self.model]).set(jobs);
-        if let Some(seconds) = seconds {
-            self.seconds.with_label_values(&[&*self.model]).set(seconds);
-        }
+    }
+
+    /// Shows what the worker would need for what waits, and the rate that says so.
+    pub fn show_seconds(&self, seconds: f64, rows_per_second: f64, is_estimate: bool) {
+        let model = &[&*self.model];
+        self.seconds.with_label_values(model).set(seconds);
+        self.capacity.with_label_values(model).set(rows_per_second);
+        self.is_estimate.with_label_values(model).set(i64::from(is_estimate));
     }
 
     pub fn hide(&self) {
+        self.hide_seconds();
         // Fails where there is nothing to hide.
         let _ = self.jobs.remove_label_values(&[&*self.model]);
-        let _ = self.seconds.remove_label_values(&[&*self.model]);
+    }
+
+    /// Hides what is not known at the moment.
+    pub fn hide_seconds(&self) {
+        let model = &[&*self.model];
+        // As above.
+        let _ = self.seconds.remove_label_values(model);
+        let _ = self.capacity.remove_label_values(model);
+        let _ = self.is_estimate.remove_label_values(model);
     }
 }
 
@@ -412,10 +481,13 @@ impl Metrics {
                 bound: Mutex::default(),
             },
             set_aside: self.waiting.set_aside.with_label_values(labels),
+            settled: SettledMetrics::new(self.endings.rows_settled.with_label_values(labels)),
             backlog: BacklogMetrics {
                 model: model.into(),
                 jobs: self.waiting.backlog_jobs.clone(),
                 seconds: self.waiting.backlog_seconds.clone(),
+                capacity: self.waiting.capacity.clone(),
+                is_estimate: self.waiting.capacity_is_estimate.clone(),
             },
             jobs: Status::ALL.map(|status| (status, self.jobs.with_label_values(&[model, status.name()]))),
             job_seconds: self.job_seconds.with_label_values(&[model]),
@@ -533,6 +605,11 @@ fn endings(add: &Adding<'_>) -> prometheus::Result<Endings> {
             "Replies whose queue is gone or full",
             MODEL,
         )?,
+        rows_settled: add.counters(
+            "inferq_rows_settled_total",
+            "Rows of jobs that were settled after an answer; a job that could not be read counts as one row",
+            MODEL,
+        )?,
     })
 }
 
@@ -551,12 +628,22 @@ fn waiting(add: &Adding<'_>) -> prometheus::Result<Waiting> {
         )?,
         backlog_jobs: add.gauges(
             "inferq_backlog_jobs",
-            "Jobs that wait in the queue, looked at every 5 s",
+            "Jobs that wait in the queue, looked at every second while there are any, otherwise every 5 s",
             MODEL,
         )?,
         backlog_seconds: add.real_gauges(
             "inferq_backlog_seconds",
             "What this worker alone would need for the jobs in the queue and in its hands",
+            MODEL,
+        )?,
+        capacity: add.real_gauges(
+            "inferq_capacity_rows_per_second",
+            "Rows that this worker settles in a second when it has all it can do, beside what its other models do now",
+            MODEL,
+        )?,
+        capacity_is_estimate: add.gauges(
+            "inferq_capacity_is_estimate",
+            "1 before the worker ever had all it could do for the model: its capacity is not measured as a whole",
             MODEL,
         )?,
     })

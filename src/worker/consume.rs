@@ -206,6 +206,7 @@ impl Consume {
             queue,
             in_hand: receipts.in_hand(),
             connection: connection.clone(),
+            replies: self.replies.clone(),
         };
         let mut watching = JoinSet::new();
         watching.spawn(backlog.watch());

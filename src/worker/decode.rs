@@ -10,6 +10,7 @@ use lapin::types::{AMQPValue, ShortString};
 use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 
+use super::backlog::PaceHandle;
 use super::coalesce::Hurry;
 use super::consume::Delivery;
 use super::lane_rows::LaneRows;
@@ -43,6 +44,8 @@ pub struct Served {
     pub metrics: Arc<ModelMetrics>,
     /// Where the traces of its jobs go, if anywhere.
     pub traces: Option<Traces>,
+    /// How fast the worker is with it.
+    pub pace: PaceHandle,
 }
 
 /// One version of a model, with its own engines and batches.
@@ -99,6 +102,8 @@ pub struct Envelope {
     pub redelivered: bool,
     /// Earlier deliveries that the broker knows of.
     pub delivery_count: u64,
+    /// Rows of the job; 1 where its body could not be read.
+    pub rows: usize,
     pub metrics: Arc<ModelMetrics>,
     /// When the broker confirmed what was published for the job last.
     pub confirmed: Option<Instant>,
@@ -228,6 +233,7 @@ pub fn decode_at(moment: Moment, delivery: Delivery, served: &Served, limits: &L
     ));
     match JobError::contain("reading this job", || admit(moment, &mut envelope, served, limits)) {
         Ok((lane, jobs, content)) => {
+            envelope.rows = content.rows;
             let job = Job {
                 envelope,
                 lane: lane.clone(),
@@ -259,6 +265,7 @@ impl Envelope {
             encoding: Encoding::Json,
             deadline: None,
             delivery_count: delivery_count(&delivery),
+            rows: 1,
             redelivered: delivery.redelivered,
             arrived: delivery.arrived,
             reply_to: ReplyTo::of(&delivery.properties),
@@ -274,6 +281,11 @@ impl Envelope {
 
     /// Ends the job: the broker is told `verdict`, and whoever collects traces learns of it.
     pub fn settle(self, verdict: Verdict) {
+        // On a channel that is gone it is not settled, but comes back.
+        if verdict == Verdict::Ack && self.receipt.is_current() {
+            let at = self.confirmed.unwrap_or_else(Instant::now);
+            self.metrics.settled.add(self.rows, at);
+        }
         self.receipt.settle_after(verdict, self.confirmed, self.trace);
     }
 

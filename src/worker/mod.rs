@@ -19,6 +19,7 @@ pub mod load;
 pub mod message;
 pub mod onnx;
 pub mod outputs;
+pub mod pace;
 pub mod plan;
 pub mod prefetch;
 mod publish_queue;
@@ -50,6 +51,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use self::backlog::PaceTable;
 use self::batch::Batcher;
 use self::coalesce::Hurry;
 use self::consume::Consume;
@@ -201,6 +203,7 @@ impl Worker {
             health: self.health,
             metrics: self.metrics,
             traces: self.traces,
+            paces: PaceTable::new(threads),
             stop: self.stop,
             fatal: Fatal(fatal),
             answers,
@@ -296,6 +299,7 @@ struct Shared {
     health: Health,
     metrics: Arc<Metrics>,
     traces: Option<Traces>,
+    paces: PaceTable,
     bodies: Bodies,
     stop: CancellationToken,
     fatal: Fatal,
@@ -419,6 +423,7 @@ impl Shared {
         Ok(Served {
             metrics: self.metrics.model(&name).into(),
             traces: self.traces.clone(),
+            pace: self.paces.join(),
             default_version: model.default_version,
             left_out: model.left_out,
             name,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
+use tokio::sync::Notify;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{self, Receiver, Sender, WeakSender};
 use tokio::time::Instant;
@@ -102,30 +103,49 @@ pub struct Receipts {
     settled: Sender<Settled>,
     /// Shared, so that a receipt costs one count and not one for each metric.
     metrics: Arc<ReceiptMetrics>,
+    /// Told of every delivery by which that many are in hand.
+    filling: Arc<Notify>,
+    some: usize,
 }
 
 impl Receipts {
     pub fn receipt(&self, tag: DeliveryTag) -> Receipt {
         self.metrics.in_hand.inc();
-        Receipt {
+        let receipt = Receipt {
             tag,
             settled: Some(self.settled.clone()),
             metrics: self.metrics.clone(),
+        };
+        // This receipt and `Receipts` hold a sender each.
+        if self.settled.strong_count() > self.some {
+            self.filling.notify_one();
         }
+        receipt
     }
 
     pub fn in_hand(&self) -> InHand {
-        InHand(self.settled.downgrade())
+        InHand {
+            settled: self.settled.downgrade(),
+            filling: self.filling.clone(),
+        }
     }
 }
 
 /// Counts the deliveries of one generation that are not settled.
-pub struct InHand(WeakSender<Settled>);
+pub struct InHand {
+    settled: WeakSender<Settled>,
+    filling: Arc<Notify>,
+}
 
 impl InHand {
     pub fn jobs(&self) -> usize {
         // Each receipt holds a sender until it is used, and `Receipts` one more.
-        self.0.strong_count().saturating_sub(1)
+        self.settled.strong_count().saturating_sub(1)
+    }
+
+    /// Waits until half of the prefetch window is in hand, or some jobs, unless that was so since the last call.
+    pub async fn fills(&self) {
+        self.filling.notified().await;
     }
 }
 
@@ -144,7 +164,13 @@ pub(super) fn generation_with(verdicts_max: usize, prefetch: u16, metrics: Recei
         unwritten: Vec::new(),
         metrics: metrics.clone(),
     };
-    (Receipts { settled, metrics }, settler)
+    let receipts = Receipts {
+        settled,
+        metrics,
+        filling: Arc::default(),
+        some: usize::from(prefetch).div_ceil(2).min(SOME),
+    };
+    (receipts, settler)
 }
 
 /// Settles on one channel until every receipt of its generation is used or dropped.
@@ -338,6 +364,8 @@ impl Window {
     }
 }
 
+/// So many jobs in hand may be the beginning of a backlog.
+const SOME: usize = 8;
 const ACK: Entry = Entry::Told(Verdict::Ack);
 /// Verdicts that wait for the settling task. Each uses up a receipt, and there is one for each delivery, so that the
 /// deliveries bound them; no memory is set aside for more. The prefetch window does not: RabbitMQ 3.10 widens it by one for
@@ -347,6 +375,7 @@ pub(super) const VERDICTS_MAX: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use proptest::prelude::*;
 
     use super::*;
@@ -461,6 +490,19 @@ mod tests {
 
         assert_eq!(settler.frames(), [multiple(5)]);
         assert_eq!(metrics.dropped.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn half_a_window_in_hand_is_told_to_whoever_waits_for_it() {
+        let (receipts, _settler) = generation(4, super::super::testing::receipt_metrics());
+        let in_hand = receipts.in_hand();
+        let _first = receipts.receipt(1);
+
+        let few = in_hand.fills().now_or_never();
+        let _second = receipts.receipt(2);
+        let half = in_hand.fills().now_or_never();
+
+        assert_eq!((few, half, in_hand.jobs()), (None, Some(()), 2));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use tokio::sync::mpsc::{self, Receiver};
 use tokio::time::Instant;
 
+use super::backlog::PaceHandle;
 use super::coalesce::Hurry;
 use super::consume::Delivery;
 use super::decode::{Envelope, Job, Lane, Limits, Served, WantedOutput};
@@ -124,6 +125,7 @@ impl Jobs {
             left_out: Vec::new(),
             metrics: self.metrics.model("pair").into(),
             traces: None,
+            pace: PaceHandle::alone(),
         };
         (served, receiver)
     }

@@ -104,7 +104,7 @@ def test_the_alerts_find_what_scales_a_pool_from_outside_by_the_name_of_the_rele
     "series, answer",
     [
         # The most that a worker of the pool says of each model.
-        ({"jobs a default": 4, "jobs b default": 2, "seconds a default": 1.5, "seconds b default": 2, "seconds a other": 9}, 3.5),
+        ({"jobs a default": 4, "jobs b default": 2, "seconds a default": 1.5, "seconds b default": 2, "seconds a other": 9}, 2),
         # A model whose pace is not known yet is no error.
         ({"jobs a default": 4}, 0),
         # No scrape at all is one.

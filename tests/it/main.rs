@@ -32,6 +32,7 @@ mod producers;
 mod readme;
 mod repository;
 mod scaling;
+mod seconds;
 mod security;
 mod startup;
 mod starved;

@@ -717,3 +717,38 @@ fn a_version_that_only_this_worker_lacks_is_no_fault_of_the_job() {
         [Status::Ok, Status::Unavailable, Status::NotFound]
     );
 }
+
+#[test]
+fn rows_are_settled_by_an_ack_on_a_channel_that_lives() {
+    let mut jobs = Jobs::new();
+    let (served, _lane) = jobs.served();
+    let envelope =
+        |jobs: &Jobs, body: &'static str| match decode(jobs.delivery(json_body(), body.into()), &served, &LIMITS) {
+            Ok((job, _)) => job.envelope,
+            Err(answer) => answer.envelope,
+        };
+    let settled = || {
+        (
+            served.metrics.settled.so_far().jobs,
+            served.metrics.settled.so_far().rows,
+        )
+    };
+
+    envelope(&jobs, TWO_ROWS).settle(Verdict::Ack);
+    let read = settled();
+    envelope(&jobs, "no job").settle(Verdict::Ack);
+    let unread = settled();
+    envelope(&jobs, TWO_ROWS).settle(Verdict::Retry);
+    envelope(&jobs, TWO_ROWS).settle(Verdict::GiveBack);
+    let late = envelope(&jobs, TWO_ROWS);
+    jobs.lose_channel();
+    late.settle(Verdict::Ack);
+
+    assert_eq!((read, unread, settled()), ((1, 2), (2, 3), (2, 3)));
+}
+
+fn json_body() -> BasicProperties {
+    json(BasicProperties::default())
+}
+
+const TWO_ROWS: &str = r#"{"inputs": [{"name": "x", "shape": [2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]}]}"#;

@@ -11,6 +11,7 @@ mod event;
 mod messages;
 mod mutants;
 mod oracle;
+mod pace;
 mod schedule;
 mod search;
 mod worker;

@@ -12,6 +12,7 @@ use tokio::sync::mpsc::{self, Receiver};
 use tokio::time::Instant;
 
 use super::super::aside::Aside;
+use super::super::backlog::PaceHandle;
 use super::super::batch::{Batch, Batcher};
 use super::super::coalesce::Hurry;
 use super::super::consume::Delivery;
@@ -106,7 +107,6 @@ impl Worker {
         let (jobs, lane_receiver) = mpsc::channel(LANE_MAX);
         let (idle, _) = mpsc::channel(1);
         let (answers, _) = mpsc::channel(1);
-        let (fatal, _) = mpsc::channel::<WorkerError>(1);
         Self {
             aside: Aside::new(bodies.clone()),
             bodies,
@@ -118,6 +118,7 @@ impl Worker {
                 left_out: Vec::new(),
                 metrics: metrics.model(MODEL).into(),
                 traces: None,
+                pace: PaceHandle::alone(),
             },
             lane: lane_receiver,
             batcher: batcher(setting, lane.rows.clone(), mutant),
@@ -137,7 +138,7 @@ impl Worker {
                 reply_bytes_max: 64 * 1024,
                 idle,
                 answers,
-                fatal: Fatal(fatal),
+                fatal: Fatal(mpsc::channel::<WorkerError>(1).0),
             },
             answers: VecDeque::new(),
             plan: plan(setting, metrics),
