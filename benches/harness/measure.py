@@ -138,9 +138,11 @@ class Bench:
             result |= {"batch_rows": rows / max(count, 1), "run_us": 1e6 * seconds / max(count, 1)}
         return result | {name: value for name, value in did.items() if name.endswith("_ms")}
 
-    def backlog(self, start, queue: str, jobs: int, rows: int = 1) -> dict:
-        """So many jobs wait when the worker starts; all are answered before its memory is read."""
+    def backlog(self, start, queue: str, jobs: int, rows: int | str = 1) -> dict:
+        """So many jobs wait when the worker starts; all are answered before its memory is read. What a start costs without jobs is
+        told apart."""
         with self.serving(start, queue) as worker:
+            start_seconds = cpu_seconds(worker.process.pid)
             worker.stop()
             load = subprocess.Popen(self.load_command(worker, rows, "fill", jobs), stdout=subprocess.PIPE, text=True)
             try:
@@ -152,6 +154,8 @@ class Bench:
                         "jobs": did["jobs"],
                         "peak_mib": peak_mib(worker.process.pid),
                         "cpu_us": 1e6 * cpu_seconds(worker.process.pid) / did["jobs"],
+                        "cpu_us_after_start": 1e6 * (cpu_seconds(worker.process.pid) - start_seconds) / did["jobs"],
+                        "ready_ms": 1e3 * getattr(worker, "ready_seconds", 0),
                         "jobs_per_second": (did["jobs"] - 1) / max(did["answer_seconds"], 1e-6),
                     }
                     return result | worker.stop()

@@ -51,7 +51,7 @@ def wide() -> Path:
 
 def copies(original: Path, count: int) -> Path:
     """A repository with `original` under the names of `copy_names`."""
-    repository = REPOSITORY.with_name(f"copies-{count}")
+    repository = REPOSITORY.with_name(f"copies-{original.parent.parent.name}-{count}")
     for name in copy_names(count):
         version = repository / name / "1"
         version.mkdir(parents=True, exist_ok=True)

@@ -84,4 +84,4 @@ impl Aside {
 }
 
 /// How long a job that went back is waited for.
-const RETURN_MAX: Duration = Duration::from_secs(5);
+const RETURN_MAX: Duration = Duration::from_secs(1);
