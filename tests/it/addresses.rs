@@ -176,7 +176,7 @@ async fn an_empty_virtual_host_is_named_as_such() {
 
     let ran = scene.inferq(&["topology", "check", "affine", "--broker", uri]).await;
 
-    ran.failed();
+    ran.refused();
     assert!(
         ran.stderr
             .contains("the empty virtual host, which a URI that ends in `/` names"),
