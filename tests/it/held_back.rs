@@ -118,8 +118,7 @@ fn limit_dead_letters(broker: &Broker, scene: &Scene) {
 
 #[tokio::test]
 async fn held_dead_letters_are_for_another_worker_after_a_stop() {
-    // A quorum queue takes some more than its limit.
-    const JOBS: usize = 60;
+    const ROUND: usize = 20;
     let broker = Broker::start();
     let scene = Scene::at(broker.uri());
     let worker = scene.worker(MODEL).start().await;
@@ -127,16 +126,21 @@ async fn held_dead_letters_are_for_another_worker_after_a_stop() {
     let producer = scene.producer().await;
     producer.send(bad(&scene)).await;
     scene.until_waiting(&scene.dead_queue(MODEL), 1).await;
-    producer.send_all((1..JOBS).map(|_| bad(&scene))).await;
+    let mut jobs = 1;
+    // A quorum queue takes some more than its limit.
+    while value(&worker, "inferq_dead_letters_held_back").await == 0.0 {
+        producer.send_all((0..ROUND).map(|_| bad(&scene))).await;
+        jobs += ROUND;
+    }
     worker.unready_because("is full (").await;
 
     worker.drain().await;
     broker.ctl(&["clear_policy", "small"]);
     let second = scene.worker(MODEL).start().await;
-    let letters = scene.dead_letters(MODEL, JOBS).await;
+    let letters = scene.dead_letters(MODEL, jobs).await;
     second.drain().await;
 
-    assert_eq!(letters.len(), JOBS);
+    assert_eq!(letters.len(), jobs);
 }
 
 /// Without `topology.mode = "declare"` somebody must bring the exchange back; the log says so once.
