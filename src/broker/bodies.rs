@@ -37,6 +37,8 @@ struct All {
     /// What the body of a model may take while there is no room for others.
     share: usize,
     taken: AtomicUsize,
+    /// Of those, the bytes that have come.
+    came: AtomicUsize,
     slowed_us: AtomicU64,
     /// One: jobs without room go back one after the other.
     turns: Arc<Semaphore>,
@@ -60,6 +62,7 @@ struct Own {
 pub struct Claim {
     account: Account,
     bytes: usize,
+    came: usize,
 }
 
 impl Bodies {
@@ -70,6 +73,7 @@ impl Bodies {
             rate: (body_max / BODY_SECONDS).max(RATE_MIN),
             share: limit / 4 / models.max(1),
             taken: AtomicUsize::new(0),
+            came: AtomicUsize::new(0),
             slowed_us: AtomicU64::new(0),
             turns: Arc::new(Semaphore::new(1)),
             waiters: Mutex::default(),
@@ -99,8 +103,9 @@ impl Bodies {
         Duration::from_micros(self.0.slowed_us.load(Ordering::Relaxed))
     }
 
+    /// Whether more has come than may be in hand. What was only announced has to come first, and at full speed.
     pub fn is_over(&self) -> bool {
-        self.taken() > self.0.limit
+        self.0.came.load(Ordering::Acquire) > self.0.limit
     }
 
     /// Whether a body of so many bytes has room; alone, any has.
@@ -141,7 +146,8 @@ impl Bodies {
         if holds() { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    fn give_back(&self, bytes: usize) {
+    fn give_back(&self, bytes: usize, came: usize) {
+        self.0.came.fetch_sub(came, Ordering::SeqCst);
         self.0.taken.fetch_sub(bytes, Ordering::SeqCst);
         if self.0.waiting.load(Ordering::SeqCst) > 0 {
             let waiters = std::mem::take(&mut *self.waiters());
@@ -170,14 +176,23 @@ impl Account {
         Some(Claim {
             account: self.clone(),
             bytes,
+            came: 0,
         })
+    }
+}
+
+impl Claim {
+    /// So many bytes of the body have come.
+    pub fn came(&mut self, bytes: usize) {
+        self.came += bytes;
+        self.account.0.all.0.came.fetch_add(bytes, Ordering::SeqCst);
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
         self.account.0.taken.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.account.0.all.give_back(self.bytes);
+        self.account.0.all.give_back(self.bytes, self.came);
     }
 }
 
@@ -366,6 +381,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_only_announced_is_read_at_full_speed() {
+        let bodies = Bodies::new(LIMIT, LIMIT, 1);
+        let mut brake = Brake::new(bodies.clone());
+        let _claim = bodies.account().claim(2 * LIMIT as u64);
+
+        let allowed = std::future::poll_fn(|context| brake.poll_allowed(context, true)).await;
+
+        assert_eq!(allowed, usize::MAX);
+    }
+
+    #[tokio::test]
     async fn jobs_without_room_go_back_one_after_the_other() {
         let bodies = Bodies::new(LIMIT, LIMIT, 1);
 
@@ -414,7 +440,8 @@ mod tests {
     async fn reading_is_slow_above_the_limit_and_at_full_speed_below() {
         let bodies = Bodies::new(LIMIT, LIMIT, 1);
         let mut brake = Brake::new(bodies.clone());
-        let claim = bodies.account().claim(2 * LIMIT as u64);
+        let mut claim = bodies.account().claim(2 * LIMIT as u64).unwrap();
+        claim.came(2 * LIMIT);
         let mut allowed = async || std::future::poll_fn(|context| brake.poll_allowed(context, true)).await;
 
         let slow = allowed().await;
@@ -430,7 +457,8 @@ mod tests {
     async fn what_is_not_kept_is_read_at_full_speed() {
         let bodies = Bodies::new(LIMIT, LIMIT, 1);
         let mut brake = Brake::new(bodies.clone());
-        let _claim = bodies.account().claim(2 * LIMIT as u64);
+        let mut claim = bodies.account().claim(2 * LIMIT as u64).unwrap();
+        claim.came(2 * LIMIT);
 
         let allowed = std::future::poll_fn(|context| brake.poll_allowed(context, false)).await;
 

@@ -501,8 +501,13 @@ impl Channel {
             .and_then(|missing| missing.checked_sub(payload.len() as u64));
         if left.is_some() {
             coming.missing = left;
-            if !matches!(coming.content.room, Room::Refused(_)) {
-                coming.content.body.extend_from_slice(payload);
+            match &mut coming.content.room {
+                Room::Refused(_) => {}
+                Room::Claimed(claim) => {
+                    claim.came(payload.len());
+                    coming.content.body.extend_from_slice(payload);
+                }
+                Room::Uncounted => coming.content.body.extend_from_slice(payload),
             }
         }
         left.is_some()
