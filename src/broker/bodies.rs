@@ -221,14 +221,17 @@ impl Brake {
     }
 
     /// How many bytes may be read now, at least one; what comes of them is told to [`Brake::read`]. While nothing of it is
-    /// kept it may be read at full speed.
-    pub fn poll_allowed(&mut self, context: &mut Context<'_>, is_kept: bool) -> Poll<usize> {
+    /// kept, which is asked only above the limit, it may be read at full speed.
+    pub fn poll_allowed(&mut self, context: &mut Context<'_>, is_kept: impl Fn() -> bool) -> Poll<usize> {
+        if self.pace.is_none() && !self.bodies.is_over() {
+            return Poll::Ready(usize::MAX);
+        }
         loop {
             let now = Instant::now();
             let slowed = self.pace.as_mut().map_or(Duration::ZERO, |pace| pace.pass(now));
             let micros = u64::try_from(slowed.as_micros()).unwrap_or(u64::MAX);
             self.bodies.0.slowed_us.fetch_add(micros, Ordering::Relaxed);
-            if !is_kept || self.bodies.poll(context, || !self.bodies.is_over()).is_ready() {
+            if !is_kept() || self.bodies.poll(context, || !self.bodies.is_over()).is_ready() {
                 self.pace = None;
                 return Poll::Ready(usize::MAX);
             }
@@ -386,7 +389,7 @@ mod tests {
         let mut brake = Brake::new(bodies.clone());
         let _claim = bodies.account().claim(2 * LIMIT as u64);
 
-        let allowed = std::future::poll_fn(|context| brake.poll_allowed(context, true)).await;
+        let allowed = std::future::poll_fn(|context| brake.poll_allowed(context, || true)).await;
 
         assert_eq!(allowed, usize::MAX);
     }
@@ -442,7 +445,7 @@ mod tests {
         let mut brake = Brake::new(bodies.clone());
         let mut claim = bodies.account().claim(2 * LIMIT as u64).unwrap();
         claim.came(2 * LIMIT);
-        let mut allowed = async || std::future::poll_fn(|context| brake.poll_allowed(context, true)).await;
+        let mut allowed = async || std::future::poll_fn(|context| brake.poll_allowed(context, || true)).await;
 
         let slow = allowed().await;
         drop(claim);
@@ -460,7 +463,7 @@ mod tests {
         let mut claim = bodies.account().claim(2 * LIMIT as u64).unwrap();
         claim.came(2 * LIMIT);
 
-        let allowed = std::future::poll_fn(|context| brake.poll_allowed(context, false)).await;
+        let allowed = std::future::poll_fn(|context| brake.poll_allowed(context, || false)).await;
 
         assert_eq!(allowed, usize::MAX);
     }

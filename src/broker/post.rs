@@ -109,9 +109,7 @@ impl Post {
             office.deliver(channel, heard);
         }
         office.heard = heard;
-        while let Some(number) = office.touched.pop() {
-            office.boxes.get_mut(&number).into_iter().for_each(Mailbox::tell);
-        }
+        office.tell();
         sifted
     }
 
@@ -149,7 +147,7 @@ impl Post {
         let mut office = self.lock();
         if office.ended.is_none() {
             office.end(reason());
-            office.boxes.values_mut().for_each(Mailbox::tell);
+            office.tell();
         }
     }
 
@@ -175,6 +173,13 @@ impl Office {
                     }
                 }
             }
+        }
+    }
+
+    /// Wakes those for whom there is something.
+    fn tell(&mut self) {
+        while let Some(number) = self.touched.pop() {
+            self.boxes.get_mut(&number).into_iter().for_each(Mailbox::tell);
         }
     }
 

@@ -98,7 +98,7 @@ impl<S: AsyncRead + Unpin> Screened<S> {
         let Some(brake) = &mut self.brake else {
             return Pin::new(&mut self.wire).poll_read(context, to);
         };
-        let allowed = ready!(brake.poll_allowed(context, !self.post.discards()));
+        let allowed = ready!(brake.poll_allowed(context, || !self.post.discards()));
         let most = to.len().min(allowed);
         let came = ready!(Pin::new(&mut self.wire).poll_read(context, &mut to[..most]))?;
         brake.read(came);

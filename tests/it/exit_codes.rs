@@ -196,14 +196,7 @@ async fn what_is_only_missing_may_be_there_the_next_time() {
 #[tokio::test]
 async fn a_queue_of_another_connection_may_be_gone_the_next_time() {
     let scene = Scene::new();
-    let (connection, channel) = scene.open().await;
-    let exclusive = QueueDeclareOptions {
-        exclusive: true,
-        ..QueueDeclareOptions::default()
-    };
-    let queue = scene.queue("affine");
-    let declared = channel.queue_declare(queue.as_str().into(), exclusive, FieldTable::default());
-    declared.await.expect("a queue");
+    let connection = scene.declare_exclusive_queue_for(1, &scene.queue("affine")).await;
 
     let ran = run(&scene, &[], COMMANDS[0]).await;
     connection.close(200, "done".into()).await.ok();

@@ -239,14 +239,7 @@ async fn without_the_permission_to_configure_check_says_what_it_cannot_know_and_
 #[tokio::test]
 async fn a_queue_that_another_connection_has_for_itself_is_told_as_such() {
     let scene = Scene::new();
-    let (connection, channel) = scene.open().await;
-    let exclusive = QueueDeclareOptions {
-        exclusive: true,
-        ..QueueDeclareOptions::default()
-    };
-    let queue = scene.queue("affine");
-    let declared = channel.queue_declare(queue.as_str().into(), exclusive, FieldTable::default());
-    declared.await.expect("a queue");
+    let connection = scene.declare_exclusive_queue_for(1, &scene.queue("affine")).await;
 
     let checked = scene.inferq(&["topology", "check", "affine"]).await;
     connection.close(200, "done".into()).await.ok();
