@@ -32,6 +32,7 @@ pub struct Bodies(Arc<All>);
 #[derive(Debug)]
 struct All {
     limit: usize,
+    body_max: usize,
     /// Bytes a second that are read at least.
     rate: usize,
     /// What the body of a model may take while there is no room for others.
@@ -70,6 +71,7 @@ impl Bodies {
     pub fn new(limit: usize, body_max: usize, models: usize) -> Self {
         Self(Arc::new(All {
             limit,
+            body_max,
             rate: (body_max / BODY_SECONDS).max(RATE_MIN),
             share: limit / 4 / models.max(1),
             taken: AtomicUsize::new(0),
@@ -182,6 +184,17 @@ impl Account {
 }
 
 impl Claim {
+    /// Memory for the body, which is counted from now on and taken as the body comes. None is set aside for a body that is
+    /// bigger than allowed.
+    pub fn memory(&self) -> Vec<u8> {
+        let mut memory = Vec::new();
+        if self.bytes <= self.account.0.all.0.body_max {
+            // Without it the body grows as it comes.
+            memory.try_reserve_exact(self.bytes).ok();
+        }
+        memory
+    }
+
     /// So many bytes of the body have come.
     pub fn came(&mut self, bytes: usize) {
         self.came += bytes;
@@ -316,6 +329,16 @@ mod tests {
         drop(claims);
 
         assert_eq!((taken, bodies.taken()), (300, 0));
+    }
+
+    #[test]
+    fn memory_is_set_aside_for_bodies_that_are_allowed() {
+        let bodies = Bodies::new(LIMIT, 1000, 1);
+        let memory = |bytes| bodies.account().claim(bytes).unwrap().memory().capacity();
+
+        assert_eq!(memory(1000), 1000);
+        assert_eq!(memory(1001), 0);
+        assert_eq!(memory(u64::MAX / 2), 0);
     }
 
     #[test]

@@ -16,7 +16,8 @@
 //!   and the client, which has forgotten the channel meanwhile, would end the connection over it: that is taken too.
 //! - Where frames are taken the client gets a heartbeat in their place. The broker sends none while it sends anything else, so
 //!   that the client would take it for dead.
-//! - Nothing is set aside for what a frame announces, only for what has come.
+//! - Nothing is set aside for what a frame announces, only for what has come; but for bodies of a size that is allowed, which
+//!   count from then on ([`super::bodies`]).
 //!
 //! # Source
 //! AMQP 0-9-1, sections 2.3.5 (frames), 4.2.1 (grammar); RabbitMQ's extension "Publisher Confirms".
@@ -487,7 +488,13 @@ impl Channel {
         coming.missing = Some(bytes);
         coming.content.properties = properties;
         if let Some(account) = &self.account {
-            coming.content.room = account.claim(bytes).map_or(Room::Refused(bytes), Room::Claimed);
+            coming.content.room = match account.claim(bytes) {
+                Some(claim) => {
+                    coming.content.body = claim.memory();
+                    Room::Claimed(claim)
+                }
+                None => Room::Refused(bytes),
+            };
         }
         true
     }

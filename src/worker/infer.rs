@@ -87,6 +87,12 @@ impl Output {
         }
     }
 
+    /// Copies the data out of the runtime's memory, which then serves the next run: a runtime does not give back what it has taken
+    /// once, and the outputs of many runs may wait for each other.
+    pub fn leave_the_runtime(&mut self) {
+        self.data = Box::new(self.bytes().to_vec());
+    }
+
     /// The data, laid out as in [`crate::wire::tensor::Tensor`].
     pub fn bytes(&self) -> &[u8] {
         (*self.data).as_ref()
@@ -424,7 +430,9 @@ impl Guarded<'_> {
             .map(|start| {
                 let slice = start..rows.min(start + slice_rows);
                 let inputs: Vec<_> = jobs.iter().flat_map(|job| sliced(job, &slice)).collect();
-                self.run_once(&inputs, slice)
+                let mut run = self.run_once(&inputs, slice)?;
+                run.outputs.iter_mut().for_each(Output::leave_the_runtime);
+                Ok(run)
             })
             .collect()
     }

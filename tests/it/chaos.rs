@@ -19,7 +19,7 @@ use self::schedule::{Fault, Schedule, Sizes};
 use self::traffic::{Address, Kind, collect, produce};
 use crate::support::link::{Link, Weather};
 use crate::support::scene::as_worker;
-use crate::support::{Broker, Scene, Worker, eventually};
+use crate::support::{Broker, Scene, Worker, eventually, within};
 
 const MODEL: &str = "affine";
 const PREFETCH: u16 = 64;
@@ -298,7 +298,7 @@ impl Chaos {
         }
         let waiting = self.scene.waiting(&self.scene.queue(MODEL)).await;
         self.collecting.cancel();
-        self.tasks.join_all().await;
+        within("the end of producers and collectors", self.tasks.join_all()).await;
         Tally {
             chaotic,
             counts: self.ledger.counts(),

@@ -13,7 +13,7 @@ use crate::chaos::ledger::Ledger;
 use crate::chaos::number;
 use crate::chaos::traffic::{Address, Kind, collect, produce};
 use crate::support::scene::as_worker;
-use crate::support::{Broker, Cluster, Job, PATIENCE, Producer, Request, Scene, Tensor, Worker, eventually};
+use crate::support::{Broker, Cluster, Job, PATIENCE, Producer, Request, Scene, Tensor, Worker, eventually, within};
 
 const MODEL: &str = "affine";
 const GLANCE: Duration = Duration::from_millis(50);
@@ -386,7 +386,7 @@ impl Traffic {
         let letters = self.scene.dead_letters(MODEL, self.bad).await;
         self.scene.until_waiting(&self.scene.queue(MODEL), 0).await;
         self.collecting.cancel();
-        self.tasks.join_all().await;
+        within("the end of producers and collectors", self.tasks.join_all()).await;
         let counts = self.ledger.counts();
         eprintln!("cluster: {counts:?}");
         assert_eq!(self.ledger.missing(), [] as [usize; 0], "confirmed jobs without an end");

@@ -27,6 +27,7 @@ async fn until_answered(worker: &Worker, jobs: f64) {
     let mut answered = 0.0;
     while answered < jobs {
         answered = eventually(&format!("more than {answered} of {jobs} answered jobs"), || async {
+            assert_eq!(worker.ended(), None, "the worker is gone");
             let now = worker.metrics().await.sum("inferq_jobs_total")?;
             (now > answered).then_some(now)
         })

@@ -53,7 +53,8 @@ pub async fn produce(address: Address, ledger: Arc<Ledger>, stop: CancellationTo
     while !stop.is_cancelled() {
         let producing = async {
             let (_connection, channel) = connect(&address.uri).await?;
-            channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            let confirms = channel.confirm_select(ConfirmSelectOptions::default());
+            timeout(CONNECT_MAX, confirms).await.unwrap_or_else(|_| Err(too_late()))?;
             while !stop.is_cancelled() {
                 let room = UNDER_WAY_MAX.saturating_sub(ledger.under_way(None)).min(AT_ONCE);
                 if room == 0 {
@@ -214,10 +215,13 @@ async fn connect(uri: &str) -> lapin::Result<(Connection, Channel)> {
         }
         Err(last.expect("one address at least"))
     };
-    let refused = || lapin::ErrorKind::IOError(Arc::new(std::io::ErrorKind::TimedOut.into())).into();
     timeout(CONNECT_MAX, connecting)
         .await
-        .unwrap_or_else(|_| Err(refused()))
+        .unwrap_or_else(|_| Err(too_late()))
+}
+
+fn too_late() -> lapin::Error {
+    lapin::ErrorKind::IOError(Arc::new(std::io::ErrorKind::TimedOut.into())).into()
 }
 
 /// Jobs that are confirmed and not yet answered, at most.

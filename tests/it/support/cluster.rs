@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 use tokio::time::Instant;
 
-use super::{Broker, within};
+use super::{Broker, eventually};
 
 /// How long nodes may take to find each other; a node that paused takes some two seconds.
 const REUNION: Duration = Duration::from_secs(20);
@@ -76,14 +76,10 @@ impl Cluster {
     /// The number of the node that leads a quorum queue, once there is a leader that runs.
     pub async fn leader(&self, queue: &str) -> usize {
         let asked = self.nodes.iter().find(|node| node.is_running()).expect("a node runs");
-        within("a leader", async {
-            loop {
-                let leader = leader(asked, queue);
-                let is_it = |node: &Broker| node.node() == leader && node.is_running();
-                if let Some(number) = self.nodes.iter().position(is_it) {
-                    return number;
-                }
-            }
+        eventually(&format!("a leader of {queue}"), || async {
+            let leader = leader(asked, queue);
+            let is_it = |node: &Broker| node.node() == leader && node.is_running();
+            self.nodes.iter().position(is_it)
         })
         .await
     }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use lapin::options::{BasicGetOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Queue};
 
 use super::body::Body;
 use super::producer::{headers_of, text_of};
@@ -78,13 +78,11 @@ impl Scene {
             passive: true,
             ..QueueDeclareOptions::default()
         };
-        let declared = channel
-            .queue_declare(queue.into(), passive, FieldTable::default())
-            .await;
+        let declared = declare(&channel, queue, passive, FieldTable::default()).await;
         let count = declared
             .unwrap_or_else(|error| panic!("queue {queue}: {error}"))
             .message_count();
-        connection.close(200, "done".into()).await.ok();
+        close(&connection).await;
         count
     }
 
@@ -95,12 +93,9 @@ impl Scene {
             passive: true,
             ..QueueDeclareOptions::default()
         };
-        let exists = channel
-            .queue_declare(queue.into(), passive, FieldTable::default())
-            .await
-            .is_ok();
-        connection.close(200, "done".into()).await.ok();
-        exists
+        let declared = declare(&channel, queue, passive, FieldTable::default()).await;
+        close(&connection).await;
+        declared.is_ok()
     }
 
     /// Waits until `queue` holds exactly `count` waiting messages.
@@ -122,7 +117,7 @@ impl Scene {
         }
         let more = take(&channel, &queue).await;
         assert!(more.is_none(), "a dead letter too many: {more:?}");
-        connection.close(200, "done".into()).await.ok();
+        close(&connection).await;
         letters
     }
 
@@ -133,7 +128,7 @@ impl Scene {
         while let Some(letter) = take(&channel, &self.dead_queue(model)).await {
             letters.push(letter);
         }
-        connection.close(200, "done".into()).await.ok();
+        close(&connection).await;
         letters
     }
 
@@ -164,7 +159,7 @@ impl Scene {
             ..QueueDeclareOptions::default()
         };
         let connection = self.connection_with(queue, durable, arguments).await;
-        connection.close(200, "done".into()).await.ok();
+        close(&connection).await;
     }
 
     /// A queue that refuses what comes beyond so many messages, and that only the connection which is returned may ask for.
@@ -187,16 +182,17 @@ impl Scene {
             table.insert(name.into(), value);
         }
         let (connection, channel) = self.open().await;
-        let declared = channel.queue_declare(queue.into(), options, table).await;
+        let declared = declare(&channel, queue, options, table).await;
         declared.unwrap_or_else(|error| panic!("queue {queue}: {error}"));
         connection
     }
 
     pub async fn delete_queue(&self, queue: &str) {
         let (connection, channel) = self.open().await;
-        let deleted = channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await;
+        let delete = channel.queue_delete(queue.into(), QueueDeleteOptions::default());
+        let deleted = within("queue.delete", delete).await;
         deleted.unwrap_or_else(|error| panic!("queue {queue}: {error}"));
-        connection.close(200, "done".into()).await.ok();
+        close(&connection).await;
     }
 
     /// A short-lived channel: what goes wrong on it touches nothing else.
@@ -217,6 +213,22 @@ impl DeadLetter {
     pub fn header(&self, name: &str) -> Option<String> {
         headers_of(&self.properties).get(name).map(text_of)
     }
+}
+
+async fn declare(
+    channel: &Channel,
+    queue: &str,
+    options: QueueDeclareOptions,
+    arguments: FieldTable,
+) -> lapin::Result<Queue> {
+    within("queue.declare", channel.queue_declare(queue.into(), options, arguments)).await
+}
+
+/// Ends a connection that nobody needs any more, also one that is lost.
+async fn close(connection: &Connection) {
+    within("the connection to close", connection.close(200, "done".into()))
+        .await
+        .ok();
 }
 
 async fn take(channel: &Channel, queue: &str) -> Option<DeadLetter> {
