@@ -5,6 +5,7 @@
 //!
 //! - While bodies take more than `limits.memory_bytes` the consuming connections are read slowly ([`Brake`]), and at full speed
 //!   again as soon as jobs are settled; TCP and the broker do the rest. Windows need not know how big bodies are.
+//!   While a consumer opens they are read at full speed: what the broker answers stands behind the bodies for all others.
 //! - Slowly is not never, since RabbitMQ resets a peer that takes nothing for 30 s. So what even that lets in is bounded as well:
 //!   beyond a quarter more, a body is kept only if its model has less than its share of another quarter. Of the others nothing
 //!   is kept but the right to settle them, until there is room; then they go back to the broker, which delivers them again.
@@ -41,6 +42,8 @@ struct All {
     /// Of those, the bytes that have come.
     came: AtomicUsize,
     slowed_us: AtomicU64,
+    /// Whose answers stand behind bodies.
+    opening: AtomicUsize,
     /// One: jobs without room go back one after the other.
     turns: Arc<Semaphore>,
     /// Wakes those who wait for room; `waiting` says how many without locking.
@@ -77,6 +80,7 @@ impl Bodies {
             taken: AtomicUsize::new(0),
             came: AtomicUsize::new(0),
             slowed_us: AtomicU64::new(0),
+            opening: AtomicUsize::new(0),
             turns: Arc::new(Semaphore::new(1)),
             waiters: Mutex::default(),
             waiting: AtomicUsize::new(0),
@@ -107,7 +111,13 @@ impl Bodies {
 
     /// Whether more has come than may be in hand. What was only announced has to come first, and at full speed.
     pub fn is_over(&self) -> bool {
-        self.0.came.load(Ordering::Acquire) > self.0.limit
+        self.0.came.load(Ordering::Acquire) > self.0.limit && self.0.opening.load(Ordering::Acquire) == 0
+    }
+
+    /// From here until it is dropped, nothing is read slowly.
+    pub fn opening(&self) -> Opening {
+        self.0.opening.fetch_add(1, Ordering::SeqCst);
+        Opening(self.clone())
     }
 
     /// Whether a body of so many bytes has room; alone, any has.
@@ -160,6 +170,15 @@ impl Bodies {
 
     fn waiters(&self) -> MutexGuard<'_, Vec<Waker>> {
         self.0.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Somebody opens a consumer.
+pub struct Opening(Bodies);
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.0.0.opening.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -477,6 +496,20 @@ mod tests {
         assert!((1..=READ_MAX as usize).contains(&slow), "{slow}");
         assert_eq!(fast, usize::MAX);
         assert!(bodies.slowed() > Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_read_slowly_while_a_consumer_opens() {
+        let bodies = Bodies::new(LIMIT, LIMIT, 1);
+        let mut claim = bodies.account().claim(2 * LIMIT as u64).unwrap();
+        claim.came(2 * LIMIT);
+
+        let opening = bodies.opening();
+        let while_it_opens = bodies.is_over();
+        drop(opening);
+
+        assert!(!while_it_opens);
+        assert!(bodies.is_over());
     }
 
     #[tokio::test]

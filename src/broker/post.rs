@@ -46,6 +46,8 @@ struct Office {
     ended: Option<Error>,
     /// What was heard just now.
     heard: Vec<(ChannelId, Heard)>,
+    /// Bytes that were read.
+    read: u64,
 }
 
 /// What waits on both sides of a channel.
@@ -105,12 +107,18 @@ impl Post {
         let mut office = self.lock();
         let mut heard = std::mem::take(&mut office.heard);
         let sifted = office.sieve.sift(bytes, &mut heard);
+        office.read += sifted.seen as u64;
         for (channel, heard) in heard.drain(..) {
             office.deliver(channel, heard);
         }
         office.heard = heard;
         office.tell();
         sifted
+    }
+
+    /// Bytes that the broker has sent so far.
+    pub fn read(&self) -> u64 {
+        self.lock().read
     }
 
     /// Whether nothing is kept of what comes next, see [`super::bodies`].

@@ -165,15 +165,18 @@ impl Consume {
         }
     }
 
-    /// Opens within `broker.connect_timeout_ms`. What comes late because it is read slowly is no sign of silence.
+    /// Opens within `broker.connect_timeout_ms`, or for as long as the broker is busy to send other things: its answers come
+    /// behind them.
     async fn open_in_time(&self, connection: &Arc<Connected>) -> Result<Generation, BrokerError> {
         let limit = self.broker.connect_timeout;
+        let _at_full_speed = self.bodies.opening();
         let mut opening = pin!(self.open(connection));
+        let mut tries = 0..BUSY_MAX;
         loop {
-            let slowed = self.bodies.slowed();
+            let read = connection.post.read();
             match tokio::time::timeout(limit, &mut opening).await {
                 Ok(opened) => return opened,
-                Err(_) if self.bodies.slowed() > slowed => {}
+                Err(_) if connection.post.read() - read > IDLE_BYTES && tries.next().is_some() => {}
                 // Whatever it is that the broker does not answer, a fresh connection is the way out.
                 Err(_) => return Err(BrokerError::Silent(limit)),
             }
@@ -363,6 +366,11 @@ impl Consume {
 const STABLE: Duration = Duration::from_secs(10);
 
 const CLOSE_MAX: Duration = Duration::from_secs(1);
+
+/// How often a busy broker gets more time to answer.
+const BUSY_MAX: usize = 12;
+/// What a broker sends that is not busy: heartbeats, and answers to others.
+const IDLE_BYTES: u64 = 64 * 1024;
 
 /// About 0.1 ms of JSON numbers.
 const NUMBERS_BYTES_MAX: usize = 64 * 1024;

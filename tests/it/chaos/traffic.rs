@@ -54,7 +54,9 @@ pub async fn produce(address: Address, ledger: Arc<Ledger>, stop: CancellationTo
         let producing = async {
             let (_connection, channel) = connect(&address.uri).await?;
             let confirms = channel.confirm_select(ConfirmSelectOptions::default());
-            timeout(CONNECT_MAX, confirms).await.unwrap_or_else(|_| Err(too_late()))?;
+            timeout(CONNECT_MAX, confirms)
+                .await
+                .unwrap_or_else(|_| Err(too_late()))?;
             while !stop.is_cancelled() {
                 let room = UNDER_WAY_MAX.saturating_sub(ledger.under_way(None)).min(AT_ONCE);
                 if room == 0 {
