@@ -92,7 +92,8 @@ chaos: setup ## Let broker, workers, network and nodes of a cluster fail for som
 	INFERQ_TEST_CLUSTER_ROUNDS=$${INFERQ_TEST_CLUSTER_ROUNDS:-4} cargo test --locked --test it cluster:: -- --nocapture
 
 # Needs 10 GiB of memory and of disk for the broker.
-memory: setup ## Let bodies of 16 and 512 MiB fill a worker that has 1 GiB for them; 20 minutes
+# INFERQ_TEST_BODY_JOBS says how many, 2,000 unless it is set.
+memory: setup ## Let bodies of 16 and 512 MiB fill workers in cgroups of 2 GiB; 20 minutes
 	INFERQ_TEST_BODY_MIB=16 cargo test --locked --test it overload:: -- --nocapture --test-threads 1
 
 drains: setup ## Stop a hundred workers at random moments of their work, and count what was lost

@@ -8,7 +8,8 @@ use inferq::cli::{Cli, exit};
 use inferq::worker::onnx::TELEMETRY_OFF;
 
 /// A job makes and frees some eighty pieces on four threads. With the C library's allocator that was half of all
-/// instructions of the thread that decodes and publishes, with this one it is a fourth: `benches/README.md`.
+/// instructions of the thread that decodes and publishes, with this one it is a fourth: `benches/README.md`. It asks for no huge
+/// pages (`no_thp` in `Cargo.toml`): each thread has pages of its own, and a hundred models have a hundred threads.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -8,6 +8,8 @@ use crate::support::worker::Setup;
 use crate::support::{Broker, Job, Request, Scene, Tensor, Worker, eventually, test_models};
 
 const MIB: u64 = 1024 * 1024;
+/// Of a batch.
+const ROWS_MAX: usize = 64;
 
 /// The most memory that the process has held so far, in bytes.
 fn peak(worker: &Worker) -> u64 {
@@ -17,9 +19,9 @@ fn peak(worker: &Worker) -> u64 {
     kib.trim().parse::<u64>().expect("a number") * 1024
 }
 
-fn job(scene: &Scene, rows: usize) -> Job {
+fn job(scene: &Scene, model: &str, rows: usize) -> Job {
     let body = Request::new([Tensor::fp32("x", &vec![[0.0, 1.0, 2.0, 3.0]; rows])]).msgpack();
-    scene.job("affine", body).fire_and_forget()
+    scene.job(model, body).fire_and_forget()
 }
 
 /// However long it takes, as long as it goes on.
@@ -42,7 +44,7 @@ async fn a_hundred_thousand_waiting_jobs_take_no_more_memory_than_a_few() {
     let scene = Scene::at(broker.uri());
     scene.declare("affine").await;
     let producer = scene.producer().await;
-    let one = job(&scene, 1);
+    let one = job(&scene, "affine", 1);
     for _ in 0..JOBS / 1000 {
         producer.send_all(std::iter::repeat_n(one.clone(), 1000)).await;
     }
@@ -56,6 +58,9 @@ async fn a_hundred_thousand_waiting_jobs_take_no_more_memory_than_a_few() {
     worker.drain().await;
     scene.delete_queue(&scene.queue("affine")).await;
 
+    // The window is what keeps the engine busy, and nothing else.
+    let log = worker.log();
+    assert!(log.contains("prefetch is 256: as broker.prefetch has it"), "{log}");
     println!(
         "peak after 2,000 jobs {} MiB, after 30,000 {} MiB",
         few / MIB,
@@ -72,7 +77,7 @@ struct Sizes {
     limit: u64,
     jobs: usize,
     models: usize,
-    /// Of a large job. Each is a run of the slow model, so that bodies come faster than they go.
+    /// Of a large job: of the slow model a run or some of them, so that bodies come faster than they go.
     rows: usize,
 }
 
@@ -83,7 +88,7 @@ impl Sizes {
                 body,
                 limit: 1024,
                 models: 100,
-                rows: 4,
+                rows: 4 * ROWS_MAX,
                 jobs: number("INFERQ_TEST_BODY_JOBS").map_or(2_000, |jobs| jobs as usize),
             },
             None => Self {
@@ -91,7 +96,7 @@ impl Sizes {
                 limit: 16,
                 jobs: 300,
                 models: 20,
-                rows: 1,
+                rows: ROWS_MAX,
             },
         }
     }
@@ -110,6 +115,7 @@ impl Sizes {
             .worker(models)
             .env("INFERQ_LIMITS__BODY_BYTES_MAX", (self.body * MIB).to_string())
             .env("INFERQ_LIMITS__MEMORY_BYTES", (self.limit * MIB).to_string())
+            .env("INFERQ_BATCH__ROWS_MAX", ROWS_MAX.to_string())
     }
 
     /// Just below the biggest that is allowed, nearly all of it rows.
@@ -244,8 +250,7 @@ async fn large_bodies_take_no_more_memory_than_allowed() {
     let scene = Scene::at(broker.uri());
 
     let jobs = std::iter::repeat_n(sizes.slow_job(&scene, "slow"), sizes.jobs);
-    let setup = || sizes.worker(&scene, "slow").env("INFERQ_BATCH__ROWS_MAX", "1");
-    let started = send(&scene, jobs, setup).await;
+    let started = send(&scene, jobs, || sizes.worker(&scene, "slow")).await;
 
     stays_within(&sizes, &started, sizes.jobs).await;
     the_bound_was_needed(&started.worker).await;
@@ -260,16 +265,13 @@ async fn small_bodies_that_turn_large_at_once_take_no_more() {
     let broker = sizes.broker();
     let scene = Scene::at(broker.uri());
 
-    let small = std::iter::repeat_n(job(&scene, 1), SMALL);
-    let jobs = small.chain(std::iter::repeat_n(sizes.job(&scene, "affine"), sizes.jobs));
-    let setup = || sizes.worker(&scene, "affine").env("INFERQ_BATCH__ROWS_MAX", "4096");
-    let started = send(&scene, jobs, setup).await;
+    let small = std::iter::repeat_n(job(&scene, "slow", 1), SMALL);
+    let jobs = small.chain(std::iter::repeat_n(sizes.slow_job(&scene, "slow"), sizes.jobs));
+    let started = send(&scene, jobs, || sizes.worker(&scene, "slow")).await;
 
     stays_within(&sizes, &started, SMALL + sizes.jobs).await;
+    the_bound_was_needed(&started.worker).await;
     started.worker.drain().await;
-    // The window is what keeps the engine busy, however big the bodies are.
-    let log = started.worker.log();
-    assert!(log.contains("prefetch is 256: as broker.prefetch has it"), "{log}");
 }
 
 #[tokio::test]
@@ -287,10 +289,7 @@ async fn many_models_with_large_bodies_take_no_more_together() {
     }
 
     let large: Vec<Job> = names.iter().map(|name| sizes.slow_job(&scene, name)).collect();
-    let setup = || {
-        let worker = sizes.worker(&scene, &names.join(",")).repository(repository.path());
-        worker.env("INFERQ_BATCH__ROWS_MAX", "1")
-    };
+    let setup = || sizes.worker(&scene, &names.join(",")).repository(repository.path());
     let jobs = large.iter().cycle().take(sizes.jobs).cloned();
     let started = send(&scene, jobs, setup).await;
 
@@ -319,7 +318,7 @@ async fn a_fast_model_is_answered_while_a_slow_one_has_all_the_memory() {
             .env("INFERQ_LIMITS__BODY_BYTES_MAX", body.to_string())
             .env("INFERQ_LIMITS__MEMORY_BYTES", limit.to_string())
             .env("INFERQ_BROKER__PREFETCH", "64")
-            .env("INFERQ_BATCH__ROWS_MAX", "64")
+            .env("INFERQ_BATCH__ROWS_MAX", ROWS_MAX.to_string())
     };
     setup().start().await.drain().await;
     let started = start(setup()).await;
