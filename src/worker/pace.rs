@@ -90,7 +90,8 @@ pub struct Shown {
 pub struct View {
     /// `None` until something is known.
     pub shown: Option<Shown>,
-    /// Jobs wait for the first time: a moment later more is known, and until then nothing is to be shown.
+    /// Jobs wait for the first time, or other models have not been looked at: a moment later more is known, and until then nothing
+    /// is to be shown.
     pub is_early: bool,
     pub next: Duration,
 }
@@ -127,6 +128,9 @@ impl Paces {
     /// Takes in what was seen, and the processor's time that the whole worker has taken; says what to show and when to look again.
     pub fn look(&mut self, model: usize, look: Look, processor: Duration) -> View {
         let others = self.busy(model, look.at).count();
+        let began = *self.models[model].began.get_or_insert(look.at);
+        let is_new = look.at.saturating_duration_since(began) < OTHERS_BEGIN;
+        let others_begin = is_new && self.models.iter().any(|pace| pace.began.is_none());
         let was_full = self.models[model].last.is_some_and(|(before, _)| before.is_full());
         self.models[model].observe(look, others);
         let jobs = self
@@ -136,11 +140,12 @@ impl Paces {
             .map(|(look, _)| look.settled.jobs);
         self.cost.add(processor, jobs.sum());
         let pace = &self.models[model];
-        let is_early = !was_full && pace.known.is_empty() && look.is_full();
+        let is_first = !was_full && pace.known.is_empty() && look.is_full();
+        let is_early = is_first || others_begin && look.waiting() > 0.0;
         View {
             shown: self.shown(model, look.at, others).filter(|_| !is_early),
             is_early,
-            next: pace.next_look(),
+            next: if is_early { LOOK_FIRST } else { pace.next_look() },
         }
     }
 
@@ -241,6 +246,8 @@ impl Paces {
 /// One model.
 #[derive(Default)]
 struct Pace {
+    /// When it was looked at first.
+    began: Option<Instant>,
     /// With the number of other models that were busy.
     last: Option<(Look, usize)>,
     /// The time for which it has had all it could do, up to now.
@@ -297,6 +304,8 @@ impl Pace {
 const MANY: f64 = 10_000.0;
 /// When jobs have just begun to wait: a scrape right after that is to find a figure.
 const LOOK_FIRST: Duration = Duration::from_millis(100);
+/// Models of a worker begin together, and what one needs depends on the others; one that does not begin is not waited for.
+const OTHERS_BEGIN: Duration = Duration::from_secs(1);
 /// While there is little to go by.
 pub const LOOK_SOON: Duration = Duration::from_millis(250);
 /// While jobs wait: the figure is to follow them.

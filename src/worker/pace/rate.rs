@@ -116,9 +116,9 @@ impl Stretch {
         }
         let span = self.span().as_secs_f64();
         let mut rate = Rate::new(span, jobs, rows);
-        // A run may have been under way when it began, but it is not quicker than the engines are.
+        // A run, or a window, may have been under way when it began, but none is quicker than engines and way are.
         if let (2, Some(expected)) = (self.marks.len(), look.expected) {
-            rate.seconds = rate.seconds.max(expected.engines * FIRST_MIN);
+            rate.seconds = rate.seconds.max(expected.engines.max(expected.in_turns) * FIRST_MIN);
         }
         // If nothing comes for long, all that is in hand will not have come at once.
         let open = look.at.saturating_duration_since(first.at).as_secs_f64();
@@ -154,7 +154,7 @@ impl JobCost {
 const HORIZON: Duration = Duration::from_secs(5);
 /// What was known before counts as if it had been seen for so long.
 const PRIOR_SECONDS: f64 = 0.1;
-/// How much quicker than its engines the first lump may seem.
+/// How much quicker than its parts the first lump may seem.
 const FIRST_MIN: f64 = 0.8;
 /// Fewer jobs say little of what one costs.
 const COST_JOBS_MIN: u64 = 50;

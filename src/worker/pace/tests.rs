@@ -216,6 +216,54 @@ fn models_that_end_leave_their_share_to_those_that_go_on() {
     assert!(is_near(long.rows_per_second, 100.0), "{long:?}");
 }
 
+/// A model that has a million jobs left and settles none.
+fn full(at: Instant) -> Look {
+    Look {
+        at,
+        ready: 1_000_000,
+        in_hand: 10,
+        window: 10,
+        settled: SettledSoFar {
+            jobs: 0,
+            rows: 0,
+            last: None,
+        },
+        expected: Some(expected()),
+    }
+}
+
+#[test]
+fn the_first_figure_waits_until_the_other_models_have_been_looked_at() {
+    let mut paces = Paces::new(1);
+    let [one, other] = [paces.join(), paces.join()];
+    let began = Instant::now();
+    let mut look = |model, millis| {
+        let at = began + Duration::from_millis(millis);
+        paces.look(model, full(at), Duration::ZERO).shown
+    };
+
+    let early = [0, 100, 200].map(|millis| look(one, millis));
+    look(other, 250);
+    let both = look(one, 300).unwrap();
+
+    assert_eq!(early, [None; 3]);
+    // A second for its own jobs, and as long for the other's.
+    assert!(is_near(both.seconds, 2.0), "{both:?}");
+}
+
+#[test]
+fn the_first_figure_waits_for_a_second_at_most() {
+    let mut paces = Paces::new(1);
+    let [one, _] = [paces.join(), paces.join()];
+    let began = Instant::now();
+
+    let early = paces.look(one, full(began), Duration::ZERO).shown;
+    let late = paces.look(one, full(began + OTHERS_BEGIN), Duration::ZERO).shown;
+
+    assert_eq!(early, None);
+    assert!(late.is_some());
+}
+
 #[test]
 fn the_way_to_the_broker_bounds_an_estimate() {
     let load = Load {
