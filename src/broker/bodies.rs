@@ -42,7 +42,7 @@ struct All {
     /// Of those, the bytes that have come.
     came: AtomicUsize,
     slowed_us: AtomicU64,
-    /// Whose answers stand behind bodies.
+    /// Consumers that open: what the broker answers them stands behind bodies.
     opening: AtomicUsize,
     /// One: jobs without room go back one after the other.
     turns: Arc<Semaphore>,
@@ -203,7 +203,7 @@ impl Account {
 }
 
 impl Claim {
-    /// Memory for the body, which is counted from now on and taken as the body comes. None is set aside for a body that is
+    /// Memory for the body, which has been counted already and is taken as the body comes. None is set aside for one that is
     /// bigger than allowed.
     pub fn memory(&self) -> Vec<u8> {
         let mut memory = Vec::new();

@@ -16,8 +16,8 @@
 //!   and the client, which has forgotten the channel meanwhile, would end the connection over it: that is taken too.
 //! - Where frames are taken the client gets a heartbeat in their place. The broker sends none while it sends anything else, so
 //!   that the client would take it for dead.
-//! - Nothing is set aside for what a frame announces, only for what has come; but for bodies of a size that is allowed, which
-//!   count from then on ([`super::bodies`]).
+//! - Memory is taken only for what has come, except for a body of a size that is allowed: it counts as a whole from its header on
+//!   ([`super::bodies`]).
 //!
 //! # Source
 //! AMQP 0-9-1, sections 2.3.5 (frames), 4.2.1 (grammar); RabbitMQ's extension "Publisher Confirms".
@@ -339,6 +339,24 @@ impl Sieve {
             is_closed: false,
         };
         self.ours.insert(id, channel);
+    }
+
+    /// Nobody wants what is still to come on a channel: it is read and not kept.
+    pub fn discard(&mut self, id: ChannelId) {
+        let coming = self.ours.get_mut(&id).and_then(|channel| channel.coming.as_mut());
+        if let Some(coming) = coming {
+            coming.content = Content {
+                room: Room::Refused(0),
+                ..Content::default()
+            };
+        }
+    }
+
+    /// Nothing comes any more.
+    pub fn end(&mut self) {
+        for channel in self.ours.values_mut() {
+            channel.coming = None;
+        }
     }
 
     /// Whether what comes next is not kept.
@@ -1017,6 +1035,54 @@ mod tests {
         sieve.sift(&mut testing::closed(OURS, 406, "no more"), &mut Vec::new());
 
         assert_eq!((coming, bodies.taken()), (50, 0));
+    }
+
+    #[test]
+    fn a_body_that_nobody_waits_for_any_more_takes_nothing_and_is_read_to_its_end() {
+        let bodies = Bodies::new(100, 100, 1);
+        let mut sieve = Sieve::default();
+        sieve.add(OURS, Some(bodies.account()));
+        let delivered = Delivered {
+            content: Content {
+                body: vec![7; 50],
+                ..Content::default()
+            },
+            ..Delivered::default()
+        };
+        let bytes = testing::delivered(OURS, &delivered, 10);
+        let (mut come, mut rest) = (bytes[..bytes.len() - 18].to_vec(), bytes[bytes.len() - 18..].to_vec());
+        let mut heard = Vec::new();
+
+        let sifted = sieve.sift(&mut come, &mut heard);
+        let coming = bodies.taken();
+        sieve.discard(OURS);
+        let discarded = bodies.taken();
+        rest.splice(0..0, come[sifted.seen..].iter().copied());
+        sieve.sift(&mut rest, &mut heard);
+
+        assert_eq!((coming, discarded), (50, 0));
+        assert!(matches!(&heard[..], [(OURS, Heard::News(News::Delivery(end)))] if end.content.body.is_empty()));
+    }
+
+    #[test]
+    fn a_body_that_is_cut_off_by_the_end_of_its_connection_takes_nothing() {
+        let bodies = Bodies::new(100, 100, 1);
+        let mut sieve = Sieve::default();
+        sieve.add(OURS, Some(bodies.account()));
+        let delivered = Delivered {
+            content: Content {
+                body: vec![7; 50],
+                ..Content::default()
+            },
+            ..Delivered::default()
+        };
+        let mut bytes = testing::delivered(OURS, &delivered, 10);
+        bytes.truncate(bytes.len() - 20);
+
+        sieve.sift(&mut bytes, &mut Vec::new());
+        sieve.end();
+
+        assert_eq!(bodies.taken(), 0);
     }
 
     fn ours() -> Sieve {

@@ -196,6 +196,7 @@ impl Office {
             mailbox.end(reason.clone());
             self.touched.push(*number);
         }
+        self.sieve.end();
         self.ended.get_or_insert(reason);
     }
 }
@@ -308,6 +309,7 @@ impl Drop for Mail {
         // The channel's number may be another's by now.
         if office.of_channel.get(&self.channel) == Some(&self.number) {
             office.of_channel.remove(&self.channel);
+            office.sieve.discard(self.channel);
         }
     }
 }

@@ -165,20 +165,23 @@ impl Consume {
         }
     }
 
-    /// Opens within `broker.connect_timeout_ms`, or for as long as the broker is busy to send other things: its answers come
+    /// Opens within `broker.connect_timeout_ms`, or for as long as the broker is busy sending other things: its answers come
     /// behind them.
     async fn open_in_time(&self, connection: &Arc<Connected>) -> Result<Generation, BrokerError> {
         let limit = self.broker.connect_timeout;
         let _at_full_speed = self.bodies.opening();
         let mut opening = pin!(self.open(connection));
-        let mut tries = 0..BUSY_MAX;
+        let mut waited = Duration::ZERO;
         loop {
             let read = connection.post.read();
-            match tokio::time::timeout(limit, &mut opening).await {
-                Ok(opened) => return opened,
-                Err(_) if connection.post.read() - read > IDLE_BYTES && tries.next().is_some() => {}
+            if let Ok(opened) = tokio::time::timeout(limit, &mut opening).await {
+                return opened;
+            }
+            waited += limit;
+            let is_busy = connection.post.read() - read > IDLE_BYTES;
+            if !is_busy || waited >= limit * BUSY_MAX || self.stop.is_cancelled() {
                 // Whatever it is that the broker does not answer, a fresh connection is the way out.
-                Err(_) => return Err(BrokerError::Silent(limit)),
+                return Err(BrokerError::Silent(waited));
             }
         }
     }
@@ -367,8 +370,8 @@ const STABLE: Duration = Duration::from_secs(10);
 
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 
-/// How often a busy broker gets more time to answer.
-const BUSY_MAX: usize = 12;
+/// So many times as long a busy broker may take to answer.
+const BUSY_MAX: u32 = 4;
 /// What a broker sends that is not busy: heartbeats, and answers to others.
 const IDLE_BYTES: u64 = 64 * 1024;
 

@@ -122,7 +122,7 @@ impl Paces {
     /// The model is not consumed any more, or anew: what was seen last says nothing of what comes.
     pub fn leave(&mut self, model: usize) {
         let pace = &mut self.models[model];
-        (pace.last, pace.stretch) = (None, None);
+        (pace.began, pace.last, pace.stretch) = (None, None, None);
     }
 
     /// Takes in what was seen, and the processor's time that the whole worker has taken; says what to show and when to look again.
@@ -246,7 +246,7 @@ impl Paces {
 /// One model.
 #[derive(Default)]
 struct Pace {
-    /// When it was looked at first.
+    /// When it was looked at first on this connection.
     began: Option<Instant>,
     /// With the number of other models that were busy.
     last: Option<(Look, usize)>,

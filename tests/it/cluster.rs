@@ -17,6 +17,7 @@ use crate::support::{Broker, Cluster, Job, PATIENCE, Producer, Request, Scene, T
 
 const MODEL: &str = "affine";
 const GLANCE: Duration = Duration::from_millis(50);
+const CONNECT_MAX: Duration = Duration::from_secs(10);
 
 fn good(scene: &Scene) -> Job {
     let body = Request::new([Tensor::fp32("x", &[[0.5; 4]])]).msgpack();
@@ -343,20 +344,26 @@ impl Traffic {
             .iter()
             .find(|node| node.is_running())
             .expect("a node runs");
-        let producer = Producer::connect(node.uri()).await;
+        // RabbitMQ 3.10 may leave a queue undeclared for good that is asked for while a node dies.
+        let producer = eventually("a producer", || async {
+            let connecting = Producer::connect(node.uri());
+            tokio::time::timeout(CONNECT_MAX, connecting).await.ok()
+        })
+        .await;
         producer.send_all((0..count).map(|_| bad(&self.scene))).await;
     }
 
     /// As long as it goes on, it may take its time.
     async fn until_all_have_ended(&self) {
         let (mut left, mut since) = (usize::MAX, Instant::now());
+        let began = since;
         while left > 0 {
             tokio::time::sleep(GLANCE).await;
             let now = self.ledger.under_way(None);
             if now < left {
                 (left, since) = (now, Instant::now());
             }
-            if since.elapsed() > PATIENCE {
+            if since.elapsed() > PATIENCE || began.elapsed() > 5 * PATIENCE {
                 let waiting = self.scene.waiting(&self.scene.queue(MODEL)).await;
                 let replies = self.scene.waiting(&self.replies).await;
                 let mut in_hand = Vec::new();

@@ -116,7 +116,7 @@ impl Stretch {
         }
         let span = self.span().as_secs_f64();
         let mut rate = Rate::new(span, jobs, rows);
-        // A run, or a window, may have been under way when it began, but none is quicker than engines and way are.
+        // A run, or a window, may have been under way when it began, but it is no quicker than the engines and the way to the broker.
         if let (2, Some(expected)) = (self.marks.len(), look.expected) {
             rate.seconds = rate.seconds.max(expected.engines.max(expected.in_turns) * FIRST_MIN);
         }

@@ -261,7 +261,7 @@ impl Broker {
 
     /// How many nodes of its cluster run, as this one sees it; 0 while it does not run itself.
     pub fn running_nodes(&self) -> usize {
-        let output = self.try_ctl(&["cluster_status", "--formatter", "json"]);
+        let output = self.try_ctl(&["cluster_status", "--formatter", "json", "--timeout", "10"]);
         let status: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         status["running_nodes"].as_array().map_or(0, Vec::len)
     }
@@ -277,7 +277,8 @@ impl Broker {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    fn try_ctl(&self, arguments: &[&str]) -> Output {
+    /// As [`Broker::ctl`], whether or not it ends well.
+    pub fn try_ctl(&self, arguments: &[&str]) -> Output {
         Command::new(root().join("scripts/broker-ctl"))
             .arg(&self.ready.dir)
             .args(arguments)
@@ -294,7 +295,8 @@ impl Drop for Broker {
 
 /// Whether somebody listens there.
 fn speaks(port: u16) -> bool {
-    std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+    let address = std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, port));
+    std::net::TcpStream::connect_timeout(&address, std::time::Duration::from_secs(1)).is_ok()
 }
 
 fn folder() -> TempDir {

@@ -11,7 +11,8 @@ use super::{Broker, eventually};
 
 /// How long nodes may take to find each other; a node that paused takes some two seconds.
 const REUNION: Duration = Duration::from_secs(20);
-const ATTEMPTS: usize = 5;
+/// No other node is restarted after that.
+const REUNIONS_MAX: Duration = Duration::from_secs(180);
 const GLANCE: Duration = Duration::from_millis(100);
 
 /// Three nodes. Dropped, they are stopped.
@@ -56,16 +57,19 @@ impl Cluster {
     /// Waits until every node sees all three. A node that does not find the others again is restarted, as its operator would:
     /// RabbitMQ 3.10 leaves a node for good in a partition of its own that hung for longer than the net tick.
     pub fn all_running(&mut self) {
-        for _ in 0..ATTEMPTS {
-            let began = Instant::now();
-            while began.elapsed() < REUNION {
-                if self.nodes.iter().all(|node| node.running_nodes() == self.nodes.len()) {
+        let began = Instant::now();
+        while began.elapsed() < REUNIONS_MAX {
+            let since = Instant::now();
+            let mut seen = Vec::new();
+            while since.elapsed() < REUNION {
+                seen = self.nodes.iter().map(Broker::running_nodes).collect();
+                if seen.iter().all(|nodes| *nodes == self.nodes.len()) {
                     return;
                 }
                 std::thread::sleep(GLANCE);
             }
-            let alone = self.nodes.iter_mut().min_by_key(|node| node.running_nodes());
-            let alone = alone.expect("there are three");
+            let alone = self.nodes.iter_mut().zip(&seen).min_by_key(|(_, nodes)| **nodes);
+            let (alone, _) = alone.expect("there are three");
             eprintln!("cluster: {} does not find the others and is restarted", alone.node());
             alone.stop();
             alone.start_again();
@@ -75,9 +79,9 @@ impl Cluster {
 
     /// The number of the node that leads a quorum queue, once there is a leader that runs.
     pub async fn leader(&self, queue: &str) -> usize {
-        let asked = self.nodes.iter().find(|node| node.is_running()).expect("a node runs");
         eventually(&format!("a leader of {queue}"), || async {
-            let leader = leader(asked, queue);
+            let asked = self.nodes.iter().find(|node| node.is_running())?;
+            let leader = leader(asked, queue)?;
             let is_it = |node: &Broker| node.node() == leader && node.is_running();
             self.nodes.iter().position(is_it)
         })
@@ -85,14 +89,13 @@ impl Cluster {
     }
 }
 
-/// The node of the member that leads a quorum queue.
-pub fn leader(broker: &Broker, queue: &str) -> String {
-    let listed = broker.ctl(&["list_queues", "--silent", "name", "leader"]);
-    let line = listed
-        .lines()
-        .find_map(|line| line.strip_prefix(queue)?.strip_prefix('\t'));
-    line.unwrap_or_else(|| panic!("no queue {queue} in {listed}"))
-        .to_owned()
+/// The node of the member that leads a quorum queue, as far as this one knows.
+pub fn leader(broker: &Broker, queue: &str) -> Option<String> {
+    let listed = broker.try_ctl(&["list_queues", "--silent", "--timeout", "10", "name", "leader"]);
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let mut lines = listed.lines();
+    let leader = lines.find_map(|line| line.strip_prefix(queue)?.strip_prefix('\t'))?;
+    Some(leader.to_owned())
 }
 
 /// Erlang's port mapper. It ends with this process, because its standard input closes.

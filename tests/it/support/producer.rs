@@ -156,7 +156,8 @@ impl Producer {
             exclusive: true,
             ..QueueDeclareOptions::default()
         };
-        let queue = channel.queue_declare("".into(), exclusive, FieldTable::default()).await;
+        let declare = channel.queue_declare("".into(), exclusive, FieldTable::default());
+        let queue = within("a reply queue", declare).await;
         let reply_queue = queue.expect("an exclusive queue").name().to_string();
         Self::listen(channel, reply_queue).await
     }
@@ -195,9 +196,8 @@ impl Producer {
             ..BasicConsumeOptions::default()
         };
         let queue = ShortString::from(reply_queue.as_str());
-        let consumer = channel
-            .basic_consume(queue, "".into(), options, FieldTable::default())
-            .await;
+        let consume = channel.basic_consume(queue, "".into(), options, FieldTable::default());
+        let consumer = within("a consumer", consume).await;
         let arriving = consumer.expect("the reply queue can be consumed");
         Self {
             channel,
@@ -387,10 +387,9 @@ async fn open(connection: &Connection) -> Channel {
     let channel = within("a channel", connection.create_channel())
         .await
         .expect("the broker opens channels");
-    channel
-        .confirm_select(ConfirmSelectOptions::default())
+    within("confirms", channel.confirm_select(ConfirmSelectOptions::default()))
         .await
-        .expect("confirms");
+        .expect("the broker confirms");
     channel
 }
 

@@ -9,7 +9,7 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Queue};
 use super::body::Body;
 use super::producer::{headers_of, text_of};
 use super::worker::Setup;
-use super::{Broker, Job, Producer, eventually, test_models, within};
+use super::{Broker, Job, PATIENCE, Producer, eventually, test_models, within};
 
 pub struct Scene {
     /// The administrator's address. The scene's workers and producers come as users that may do no more than they must.
@@ -224,9 +224,9 @@ async fn declare(
     within("queue.declare", channel.queue_declare(queue.into(), options, arguments)).await
 }
 
-/// Ends a connection that nobody needs any more, also one that is lost.
+/// Ends a connection that nobody needs any more, even one that is lost.
 async fn close(connection: &Connection) {
-    within("the connection to close", connection.close(200, "done".into()))
+    tokio::time::timeout(PATIENCE, connection.close(200, "done".into()))
         .await
         .ok();
 }
