@@ -748,6 +748,11 @@ async fn a_reply_whose_queue_is_gone_may_be_discarded_instead() {
         .send(scene.job("affine", good().msgpack()).reply_to("a-queue-that-is-gone"))
         .await;
     let after = producer.call(scene.job("affine", good().msgpack())).await;
+    // A worker that stops gives back what it still asks the broker about.
+    eventually("the end of both jobs", || async {
+        (worker.metrics().await.sum("inferq_jobs_in_hand") == Some(0.0)).then_some(())
+    })
+    .await;
     worker.drain().await;
 
     assert_eq!(after.status(), "OK");
