@@ -1,7 +1,7 @@
 # Everything here sets up what it needs: a Rust toolchain, git and make are enough on Debian and Ubuntu.
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test test-brokers chart chart-docs chart-golden image-check
-.PHONY: bench bench-growth bench-batching bench-scaling bench-client bench-predict bench-full-queue bench-smoke chaos memory drains soak fuzz lint models clean
+.PHONY: bench bench-growth bench-batching bench-scaling bench-client bench-predict bench-full-queue bench-smoke chaos memory seconds drains soak fuzz lint models clean
 
 TRAIN := target/train
 FUZZ_SECONDS ?= 60
@@ -95,6 +95,9 @@ chaos: setup ## Let broker, workers, network and nodes of a cluster fail for som
 # INFERQ_TEST_BODY_JOBS says how many, 2,000 unless it is set.
 memory: setup ## Let bodies of 16 and 512 MiB fill workers in cgroups of 2 GiB; 20 minutes
 	INFERQ_TEST_BODY_MIB=16 cargo test --locked --test it overload:: -- --nocapture --test-threads 1
+
+seconds: setup ## Hold what inferq_backlog_seconds says against what queues take to drain, on a machine that does nothing else
+	INFERQ_TEST_EXACT=1 cargo test --locked --test it seconds:: -- --nocapture --test-threads 1
 
 drains: setup ## Stop a hundred workers at random moments of their work, and count what was lost
 	INFERQ_TEST_DRAINS=$${INFERQ_TEST_DRAINS:-100} cargo test --locked --test it stop::drains -- --nocapture
