@@ -336,7 +336,8 @@ mod tests {
     use futures_util::FutureExt;
     use lapin::BasicProperties;
 
-    use super::super::frames::{Confirm, testing};
+    use super::super::bodies::Bodies;
+    use super::super::frames::{Confirm, Content, Delivered, testing};
     use super::*;
 
     const CHANNEL: ChannelId = 3;
@@ -368,6 +369,25 @@ mod tests {
         leaving
     }
 
+    /// The post of a channel on which most of a body of 50 bytes has come, and the rest of it.
+    fn with_most_of_a_body(bodies: &Bodies) -> (Post, Mail, Vec<u8>) {
+        let post = Post::default();
+        let mail = post.counted_channel(CHANNEL, 4096, Some(bodies.account()));
+        let delivered = Delivered {
+            content: Content {
+                body: vec![7; 50],
+                ..Content::default()
+            },
+            ..Delivered::default()
+        };
+        let mut come = testing::delivered(CHANNEL, &delivered, 10);
+        let mut rest = come.split_off(come.len() - 18);
+        let seen = post.sift(&mut come).seen;
+        rest.splice(0..0, come[seen..].iter().copied());
+        assert_eq!(bodies.taken(), 50);
+        (post, mail, rest)
+    }
+
     const CONFIRM: Confirm = Confirm {
         tag: 1,
         multiple: true,
@@ -393,6 +413,29 @@ mod tests {
         assert_eq!(together, collected(&post).repeat(3));
         assert_eq!(carrier.0.load(Ordering::SeqCst), 2);
         assert_eq!(collected(&post), b"");
+    }
+
+    #[test]
+    fn a_body_that_nobody_waits_for_any_more_takes_nothing_and_is_read_to_its_end() {
+        let bodies = Bodies::new(100, 100, 1);
+        let (post, mail, mut rest) = with_most_of_a_body(&bodies);
+
+        drop(mail);
+        let (taken, is_coming) = (bodies.taken(), post.lock().sieve.comes(CHANNEL));
+        post.sift(&mut rest);
+
+        assert_eq!((taken, is_coming), (0, true));
+        assert!(!post.lock().sieve.comes(CHANNEL));
+    }
+
+    #[test]
+    fn a_body_that_is_cut_off_by_the_end_of_its_connection_takes_nothing() {
+        let bodies = Bodies::new(100, 100, 1);
+        let (post, _mail, _) = with_most_of_a_body(&bodies);
+
+        post.end(closed_silently);
+
+        assert_eq!(bodies.taken(), 0);
     }
 
     #[test]

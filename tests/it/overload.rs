@@ -120,9 +120,7 @@ impl Sizes {
 
     /// Just below the biggest that is allowed, nearly all of it rows.
     fn job(&self, scene: &Scene, model: &str) -> Job {
-        let rows = vec![[0.0, 1.0, 2.0, 3.0]; usize::try_from(self.body * 65_000).expect("a number")];
-        let body = Request::new([Tensor::fp32("x", &rows)]).msgpack();
-        scene.job(model, body).fire_and_forget()
+        job(scene, model, usize::try_from(self.body * 65_000).expect("a number"))
     }
 
     /// As big, nearly all of it what no model looks at.

@@ -186,6 +186,50 @@ fn a_job_bigger_than_a_batch_runs_in_slices_and_comes_back_joined_in_order() {
     assert_eq!(rig.runs(), [4, 4, 1]);
 }
 
+/// An engine that gives its inputs, in memory of a runtime of which so many outputs are out.
+struct Lending {
+    signature: Signature,
+    out: Arc<()>,
+    seen: Arc<Mutex<Vec<usize>>>,
+}
+
+struct Lent(Vec<u8>, #[expect(dead_code, reason = "counted")] Arc<()>);
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Engine for Lending {
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn run(&mut self, inputs: &[Input<'_>]) -> Result<Vec<Output>, EngineError> {
+        self.seen.lock().unwrap().push(Arc::strong_count(&self.out) - 1);
+        let lent = Lent(inputs[0].parts.concat(), self.out.clone());
+        Ok(vec![Output::new(inputs[0].shape.clone(), lent)])
+    }
+}
+
+#[test]
+fn the_output_of_a_slice_has_left_the_runtime_before_the_next_one_runs() {
+    let jobs = with_rows_max(4);
+    let engine = Lending {
+        signature: jobs.lane.signature.clone(),
+        out: Arc::default(),
+        seen: Arc::default(),
+    };
+    let out = engine.seen.clone();
+    let mut rig = rig_of(&jobs, Box::new(engine), out);
+
+    let answers = rig.run(vec![job(&jobs, 7, 9)]);
+
+    assert_eq!(answers, [(7, own_rows(7, 9))]);
+    assert_eq!(rig.runs(), [0, 0, 0]);
+}
+
 #[test]
 fn a_job_that_is_too_big_for_the_memory_is_run_in_smaller_slices() {
     let jobs = with_rows_max(4);
